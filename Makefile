@@ -38,8 +38,8 @@ setup: ## virtual environment with everything, `gaia` in it (.venv, or the activ
 	      || { echo "error: Python 3.11 or newer is needed (make PYTHON=/path/to/python3.11)" >&2; exit 2; }; \
 	    echo "creating $(VENV) ..."; "$(PYTHON)" -m venv "$(VENV)"; \
 	  fi; \
-	  echo "installing GAIA and its tools into $(VENV) (about a minute on first use) ..."; \
-	  $(PY) -m pip install --quiet -e '.[dev,fast]'; \
+	  echo "installing GAIA and its tools into $(VENV) (less than a minute, once) ..."; \
+	  $(PY) -m pip install --quiet --no-compile -e '.[dev,fast]'; \
 	  rm -f "$(VENV)"/.gaia-setup-*; touch "$(STAMP)"; }
 
 # --- contracts -------------------------------------------------------------------------------------
@@ -104,6 +104,7 @@ coverage: ## branch coverage of the suite as HTML in htmlcov/
 	@echo "open htmlcov/index.html"
 
 race: setup ## the suite under -X dev, warnings as errors, asyncio debug, tiny switch interval (RACE_SEED=n)
+	@$(PY) -m compileall -q "$(VENV)/lib" >/dev/null || true  # or compiling others' code warns
 	@PYTHONDEVMODE=1 PYTHONWARNINGS=error PYTHONASYNCIODEBUG=1 GAIA_RACE_SEED=$(or $(RACE_SEED),1) \
 	  $(PY) -X dev -W error -m pytest $(ARGS)
 
@@ -125,7 +126,7 @@ evaluate: ## not there yet: precision and recall of the detector
 report: ## not there yet: one report of all checks and figures
 screenshots: ## not there yet: pictures of the web pages
 
-clean: ## removes what the targets made, and .venv (not the data of a cluster)
-	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \
+clean: ## removes what the targets made, but neither .venv nor a cluster's data
+	rm -rf .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \
 	  .coverage* htmlcov build dist
-	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path "./.venv/*" -prune -exec rm -rf {} +
