@@ -1,0 +1,235 @@
+"""The data directory of one peer: who it is, and that nobody else uses it.
+
+    DIR/lock                held (flock) while a process uses the directory; holds its pid
+    DIR/raft.db (-wal)      meta rows, hard state, entries: see `sqlite_log`
+    DIR/acknowledged.mark   number of the last acknowledged commit: see `wal_check`
+    DIR/snapshots/          reserved for snapshot files
+
+The `peer_uuid` is minted with the directory and dies with it: a wiped peer comes back as somebody
+else, so it can't vote from a memory that it does not have. The boot counter grows durably at each
+open, which makes (peer_uuid, boot, counter) unique.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import uuid
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gaia_grpc.errors import IdentityRefusedError, StartupError, invariant
+from gaia_grpc.raft.types import Entry, HardState, NodeId
+from gaia_grpc.storage.database import APPLICATION_ID, Database, fsync_directory, translate
+from gaia_grpc.storage.rows import base_crc, damaged, hard_state_crc, meta_crc
+from gaia_grpc.storage.sqlite_log import SqliteLog, write_entries, write_hard_state
+from gaia_grpc.storage.wal_check import Mark
+
+FORMAT = 1
+DATABASE_NAME = "raft.db"
+MARK_NAME = "acknowledged.mark"
+LOCK_NAME = "lock"
+
+_SCHEMA = (
+    "CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL, crc INTEGER NOT NULL)",
+    "CREATE TABLE hard_state(id INTEGER PRIMARY KEY, term INTEGER NOT NULL,"
+    " voted_for TEXT NOT NULL, commit_index INTEGER NOT NULL, number INTEGER NOT NULL,"
+    " crc INTEGER NOT NULL)",
+    "CREATE TABLE entries(log_index INTEGER PRIMARY KEY, term INTEGER NOT NULL,"
+    " kind INTEGER NOT NULL, number INTEGER NOT NULL, data BLOB NOT NULL, crc INTEGER NOT NULL)",
+    "CREATE TABLE base(id INTEGER PRIMARY KEY, log_index INTEGER NOT NULL, term INTEGER NOT NULL,"
+    " crc INTEGER NOT NULL)",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this peer is; `cluster_id` is None until it was founded or joined a cluster."""
+
+    node_id: NodeId
+    peer_uuid: str
+    cluster_id: str | None
+    boot: int
+
+
+class DataDirectory:
+    """An opened data directory. `log` is its storage; close the directory, not the log."""
+
+    def __init__(
+        self, path: Path, lock: int, database: Database, log: SqliteLog, identity: Identity
+    ) -> None:
+        """Use `open`."""
+        self.path = path
+        self.log = log
+        self._lock = lock
+        self._database = database
+        self._identity = identity
+
+    @classmethod
+    def open(cls, path: Path, node_id: NodeId) -> DataDirectory:
+        """Opens `path` for the peer `node_id`, creating it where nothing is there.
+
+        Raises `StartupError` (in use, not writable, another peer's, another format) or
+        `StorageDamagedError`; each message is one line.
+        """
+        with ExitStack() as undo:
+            lock = _lock_directory(path)
+            undo.callback(os.close, lock)
+            try:
+                mark = Mark(path / MARK_NAME)
+            except OSError as error:
+                raise StartupError(f"{path}: can't be written: {error.strerror}") from error
+            undo.callback(mark.close, sync=False)
+            database = Database(path / DATABASE_NAME)
+            undo.callback(database.close)
+            if database.is_blank():
+                if mark.read() > 0:
+                    raise damaged(str(database.path), "it is empty, but was written to before")
+                _create(database, node_id)
+                fsync_directory(path)
+            identity = _read_identity(database, path, node_id)
+            log = SqliteLog(database, mark)
+            state = log.load().hard_state
+            identity = replace(identity, boot=identity.boot + 1)
+            with database.transaction("counting the boot") as connection:
+                _put_meta(connection, "boot", str(identity.boot))
+                write_hard_state(connection, state, log.number + 1)
+            log.acknowledge(log.number + 1)
+            undo.pop_all()
+        return cls(path, lock, database, log, identity)
+
+    def identity(self) -> Identity:
+        """Who this peer is."""
+        return self._identity
+
+    @property
+    def is_empty(self) -> bool:
+        """True if nothing was ever promised here: no cluster, no vote, no entry."""
+        if self._identity.cluster_id is not None:
+            return False
+        restored = self.log.load()
+        return restored.hard_state == HardState() and not restored.entries
+
+    def found(self, cluster_id: str, entries: Sequence[Entry], hard_state: HardState) -> None:
+        """Writes the founding record: cluster id, first entries and hard state, all or nothing.
+
+        Raises `StartupError` where the directory is not empty.
+        """
+        if not self.is_empty:
+            raise StartupError(f"{self.path}: holds data already, nothing is founded here")
+        invariant(cluster_id != "", "a cluster id is not empty")
+        number = self.log.number + 1
+        with self._database.transaction("founding the cluster") as connection:
+            _put_meta(connection, "cluster_id", cluster_id)
+            write_entries(connection, entries, number)
+            write_hard_state(connection, hard_state, number)
+        self.log.acknowledge(number)
+        self.log.load(again=True)
+        self._identity = replace(self._identity, cluster_id=cluster_id)
+
+    def adopt(self, cluster_id: str) -> None:
+        """Notes durably that this peer belongs to `cluster_id`; the same one again is no change.
+
+        Raises `IdentityRefusedError` where it belongs to another.
+        """
+        if self._identity.cluster_id == cluster_id:
+            return
+        if self._identity.cluster_id is not None:
+            raise IdentityRefusedError(
+                f"{self.path}: belongs to cluster {self._identity.cluster_id}, not {cluster_id}"
+            )
+        invariant(cluster_id != "", "a cluster id is not empty")
+        number = self.log.number + 1
+        with self._database.transaction("joining the cluster") as connection:
+            _put_meta(connection, "cluster_id", cluster_id)
+            write_hard_state(connection, self.log.hard_state, number)
+        self.log.acknowledge(number)
+        self._identity = replace(self._identity, cluster_id=cluster_id)
+
+    def close(self) -> None:
+        """Closes the log and gives the directory free; idempotent."""
+        if self._lock < 0:
+            return
+        try:
+            self.log.close()
+        finally:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _lock_directory(path: Path) -> int:
+    """Makes the directory (mode 0700, its name durable) and takes its lock."""
+    try:
+        if not path.is_dir():
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fsync_directory(path.parent)
+        lock = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StartupError(f"{path}: can't be written: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    except BlockingIOError as error:
+        holder = os.pread(lock, 20, 0).decode(errors="replace").strip() or "unknown"
+        os.close(lock)
+        raise StartupError(f"{path}: in use by another process (pid {holder})") from error
+    except OSError as error:
+        os.close(lock)
+        raise StartupError(f"{path}: can't be written: {error.strerror}") from error
+    return lock
+
+
+def _create(database: Database, node_id: NodeId) -> None:
+    """Schema and first rows in one transaction: a crash leaves all of it or a blank file."""
+    state = HardState()
+    crc = hard_state_crc(state.term, state.voted_for, state.commit_index, 0)
+    with database.transaction("creating the data directory") as connection:
+        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+        for statement in _SCHEMA:
+            connection.execute(statement)
+        connection.execute(
+            "INSERT INTO hard_state VALUES (1,?,?,?,0,?)",
+            (state.term, state.voted_for, state.commit_index, crc),
+        )
+        connection.execute("INSERT INTO base VALUES (1,0,0,?)", (base_crc(0, 0),))
+        _put_meta(connection, "format", str(FORMAT))
+        _put_meta(connection, "node_id", node_id)
+        _put_meta(connection, "peer_uuid", str(uuid.uuid4()))
+        _put_meta(connection, "boot", "0")
+
+
+def _put_meta(connection: sqlite3.Connection, key: str, value: str) -> None:
+    connection.execute(
+        "INSERT OR REPLACE INTO meta(key, value, crc) VALUES (?,?,?)",
+        (key, value, meta_crc(key, value)),
+    )
+
+
+def _read_identity(database: Database, path: Path, node_id: NodeId) -> Identity:
+    """Reads and checks the meta rows; the format comes first, the rest may mean something else."""
+    meta: dict[str, str] = {}
+    try:
+        for key, value, crc in database.connection.execute("SELECT key, value, crc FROM meta"):
+            if (
+                not isinstance(key, str)
+                or not isinstance(value, str)
+                or crc != meta_crc(key, value)
+            ):
+                raise damaged(str(database.path), "a meta row fails its check")
+            meta[key] = value
+    except sqlite3.Error as error:
+        raise translate(error, database.path, "reading the meta rows") from error
+    if "format" in meta and meta["format"] != str(FORMAT):
+        raise StartupError(
+            f"{path}: has data format {meta['format']}, this version reads {FORMAT} only"
+        )
+    missing = [key for key in ("format", "node_id", "peer_uuid", "boot") if key not in meta]
+    if missing:
+        raise damaged(str(database.path), f"the meta row {missing[0]} is missing")
+    if meta["node_id"] != node_id:
+        raise StartupError(f"{path}: belongs to peer {meta['node_id']}, not to {node_id}")
+    return Identity(node_id, meta["peer_uuid"], meta.get("cluster_id"), int(meta["boot"]))
