@@ -1,0 +1,24 @@
+"""Names of the topics that `apply` touches, so that watchers wake only for what they watch."""
+
+from __future__ import annotations
+
+SESSIONS = "sessions"
+TASKS = "tasks"
+ALERTS = "alerts"
+"""Every alert event."""
+SETTINGS = "settings"
+
+
+def classroom_alerts(classroom_id: str) -> str:
+    """Alert events of one classroom."""
+    return f"alerts/{classroom_id}"
+
+
+def claim_wait(waiter_id: int) -> str:
+    """A waiting claim was granted or ran out."""
+    return f"wait/{waiter_id}"
+
+
+def classroom_metrics(timeline_id: str, classroom_id: str) -> str:
+    """Windows of one classroom changed."""
+    return f"metrics/{timeline_id}/{classroom_id}"
