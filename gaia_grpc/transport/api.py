@@ -11,93 +11,121 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol
 
 from gaia_grpc.raft.messages import Envelope
-from gaia_grpc.raft.types import Index, NodeId, Term
+from gaia_grpc.raft.types import NO_NODE, Entry, Index, NodeId, Term
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Who speaks: goes before every message of a connection, and with every unary one.
+    """Who speaks to whom: goes before every message of a stream, and with every unary one.
 
-    `cluster_id` is empty where the peer was not founded yet. The other fields tell the members
-    each other's client address, program version and highest level of commands understood.
+    The receiver refuses unless all of it fits; because `to_peer_uuid` names the data directory
+    that is meant, a wiped peer refuses votes and entries that its former self was asked for.
     """
+
+    cluster_id: str
+    from_node: NodeId
+    from_peer_uuid: str
+    to_node: NodeId
+    to_peer_uuid: str
+    client_address: str = ""
+    feature_level: int = 0
+    software_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One peer of a configuration; the shape of `gaia.raft.v1.Member`."""
 
     node_id: NodeId
     peer_uuid: str
+    peer_address: str
+    client_address: str
+    learner: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Founding:
+    """What the founding peer wrote and every other founding peer takes over."""
+
     cluster_id: str
-    boot: int = 0
-    client_address: str = ""
-    version: str = ""
-    feature_level: int = 0
+    members: tuple[Member, ...]
+    entries: tuple[Entry, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class IdentifyRequest:
-    """Asked before founding and at each start: who are you, and whom do you list as peers?
+    """Introduces a peer that may not know its cluster yet; all lists are sorted by name.
 
-    `peer_list` is the asker's `--peer` list as sorted (node id, address) pairs.
+    `listed_peers` are the asker's `--peer` (node id, peer address), `settings` its `--set` pairs.
     """
 
-    hello: Hello
-    peer_list: tuple[tuple[NodeId, str], ...] = ()
+    node_id: NodeId
+    peer_uuid: str
+    listed_peers: tuple[tuple[NodeId, str], ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class IdentifyResponse:
-    """The answer: `empty` is true for a data directory that holds no log and no vote."""
+    """Who answers; `empty` is true for a data directory that holds no log and no vote."""
 
-    hello: Hello
+    node_id: NodeId
+    peer_uuid: str
+    client_address: str
     empty: bool
-    peer_list: tuple[tuple[NodeId, str], ...] = ()
-
-
-class ForwardKind(StrEnum):
-    """What a follower asks of the leader."""
-
-    COMMAND = "command"
-    """Propose `ForwardedCall.data`, answer with the result of its apply."""
-    READ_INDEX = "read_index"
-    """Confirm leadership (thesis 6.4), answer with an index that the follower then waits for."""
+    bootstrapping: bool
+    listed_peers: tuple[tuple[NodeId, str], ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
+    founding: Founding | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardedCall:
-    """One call on its way to the leader. `timeout_ms` is what is left of the caller's deadline."""
+    """One call on its way to the leader. `timeout_ms` is what is left of the caller's deadline.
 
-    kind: ForwardKind
-    data: bytes = b""
-    timeout_ms: int = 0
+    With `command` the leader proposes it and answers once it is applied; without it the leader
+    confirms its leadership and answers with a read index (thesis 6.4).
+    """
 
-
-class ForwardStatus(StrEnum):
-    """How a forwarded call ended; all but `DONE` and `OUTCOME_UNKNOWN`: definitely not applied."""
-
-    DONE = "done"
-    NOT_LEADER = "not_leader"
-    UNAVAILABLE = "unavailable"
-    OVERLOADED = "overloaded"
-    OUTCOME_UNKNOWN = "outcome_unknown"
+    command: bytes | None
+    timeout_ms: int
 
 
 @dataclass(frozen=True, slots=True)
-class ForwardedOutcome:
-    """The leader's answer. `index` is the applied index of the command, or the read index.
+class AppliedCommand:
+    """Where a forwarded command stands in the log and what applying it gave."""
 
-    `leader_id` is set with `NOT_LEADER` where the answering peer knows a better one;
-    `retry_after_ms` with `OVERLOADED`; `message` (one line, for people) with every failure.
+    term: Term
+    index: Index
+    result: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReadIndexGrant:
+    """A peer that has applied `index` may answer; `elapsed_ms` is the leader's log time."""
+
+    index: Index
+    elapsed_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardFailure:
+    """The call failed in the cluster, not in the state machine.
+
+    `reason` is that of an error class of `gaia_grpc.errors`; only OUTCOME_UNKNOWN may have been
+    applied. `leader_id` names a better peer where one is known, `message` is for people.
     """
 
-    status: ForwardStatus
-    index: Index = Index(0)
-    term: Term = Term(0)
-    result: bytes = b""
-    message: str = ""
-    leader_id: NodeId = NodeId("")
+    reason: str
+    message: str
+    leader_id: NodeId = NO_NODE
     retry_after_ms: int = 0
+
+
+ForwardedOutcome = AppliedCommand | ReadIndexGrant | ForwardFailure
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +145,14 @@ class PeerStats:
 class InboundHandler(Protocol):
     """What the driver implements. No method may block; exceptions end the call that caused them."""
 
-    def hello(self) -> Hello:
-        """Who we are now; asked at each connection, since `cluster_id` may come later."""
+    def hello(self, peer: NodeId) -> Hello:
+        """How to introduce ourselves to `peer`; asked at each stream and each unary call."""
         ...
 
     def accepts(self, hello: Hello) -> str | None:
-        """None if messages of that speaker may be heard, otherwise one line that says why not.
+        """None if that speaker may be heard, otherwise one line that says why not.
 
-        Asked for requests and for answers alike: a wiped peer's vote must not count either.
+        The transport then answers FAILED_PRECONDITION (IDENTITY_REFUSED) and logs it once.
         """
         ...
 
@@ -169,8 +197,8 @@ class PeerTransport(Protocol):
         """Hands a call to `peer`, which should be the leader.
 
         Raises `UnavailableError` where it was definitely not applied (not sent, or refused) and
-        `OutcomeUnknownError` where a sent command got no answer; a sent READ_INDEX without an
-        answer is `UnavailableError` too, since a read applies nothing.
+        `OutcomeUnknownError` where a sent command got no answer; a read index without an answer
+        is `UnavailableError` too, since nothing was to be applied. `timeout_s` covers everything.
         """
         ...
 
