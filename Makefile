@@ -28,8 +28,7 @@ export GRPC_VERBOSITY ?= ERROR
         coverage bench sim chaos mutants fit evaluate report screenshots clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | sort \
-	  | awk -F '\t' '{ printf "  make %-13s %s\n", $$1, $$2 }'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 setup: ## virtual environment with everything, `gaia` in it (.venv, or the active one)
 	@[ -e "$(STAMP)" ] || { \

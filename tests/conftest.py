@@ -77,10 +77,11 @@ class ShuffledTasksLoop(asyncio.SelectorEventLoop):
 
     def _run_once(self) -> None:
         ready = self._ready
+        # By position: grpc's threads append (call_soon_threadsafe) while this one looks.
         places = [
             place
-            for place, handle in enumerate(ready)
-            if isinstance(getattr(handle._callback, "__self__", None), asyncio.Task)
+            for place in range(len(ready))
+            if isinstance(getattr(ready[place]._callback, "__self__", None), asyncio.Task)
         ]
         if len(places) > 1:
             steps = [ready[place] for place in places]
