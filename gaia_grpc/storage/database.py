@@ -169,6 +169,10 @@ class Database:
         except sqlite3.Error as error:
             raise self._fail(error, "checkpointing") from error
 
+    def abandon(self) -> None:
+        """Closes after a refused start; its reason must not be hidden by a second error."""
+        self.connection.close()
+
     def close(self) -> None:
         """Checkpoints and closes; after a failure it only closes."""
         try:

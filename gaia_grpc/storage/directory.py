@@ -84,11 +84,12 @@ class DataDirectory:
                 raise StartupError(f"{path}: can't be written: {error.strerror}") from error
             undo.callback(mark.close, sync=False)
             database = Database(path / DATABASE_NAME)
-            undo.callback(database.close)
+            undo.callback(database.abandon)
             if database.is_blank():
                 if mark.read() > 0:
                     raise damaged(str(database.path), "it is empty, but was written to before")
                 _create(database, node_id)
+                database.checkpoint(truncate=True)
                 fsync_directory(path)
             identity = _read_identity(database, path, node_id)
             log = SqliteLog(database, mark)

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from gaia_grpc.errors import StorageError, StorageFailedError, invariant
@@ -111,8 +112,7 @@ class SqliteLog:
         try:
             state, state_number = self._read_hard_state()
             base = self._read_base()
-            rows = self._database.connection.execute(_SELECT, (0, -1))
-            entries, entries_number = self._check_rows(rows, Index(base + 1))
+            entries, entries_number = self._read_rows(Index(0), -1, Index(base + 1))
         except sqlite3.Error as error:
             raise translate(error, self._path, "reading the log") from error
         last_index = base + len(entries)
@@ -132,10 +132,16 @@ class SqliteLog:
     def read_entries(self, first: Index, count: int) -> tuple[Entry, ...]:
         """Up to `count` entries from `first` on; raises `StorageDamagedError`."""
         try:
-            rows = self._database.connection.execute(_SELECT, (first, count))
-            return self._check_rows(rows, first)[0]
+            return self._read_rows(first, count, first)[0]
         except sqlite3.Error as error:
             raise translate(error, self._path, "reading the log") from error
+
+    def _read_rows(
+        self, first: Index, count: int, expected: Index
+    ) -> tuple[tuple[Entry, ...], int]:
+        # An unfinished cursor would keep the table locked after an error.
+        with closing(self._database.connection.execute(_SELECT, (first, count))) as rows:
+            return self._check_rows(rows, expected)
 
     def _check_rows(self, rows: sqlite3.Cursor, first: Index) -> tuple[tuple[Entry, ...], int]:
         entries: list[Entry] = []
