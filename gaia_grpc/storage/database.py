@@ -48,12 +48,22 @@ _PRAGMAS = (
 
 
 def fsync_directory(path: Path) -> None:
-    """Makes the names in `path` durable; a new file survives a crash only after this."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    """Makes the names in `path` durable; a new file survives a crash only after this.
+
+    Raises `StorageFailedError`.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise StorageFailedError(f"{path}: syncing the directory failed: {error}") from error
+
+
+def _touch(path: Path) -> None:
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def translate(error: sqlite3.Error, path: Path, doing: str) -> StorageError:
@@ -77,9 +87,14 @@ class Database:
         """
         self.path = path
         self._failed: StorageFailedError | None = None
-        journal = scan_journal(path.with_name(path.name + "-wal"))
+        journal_path = path.with_name(path.name + "-wal")
+        journal = scan_journal(journal_path)
         try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            _touch(path)
+            if path.stat().st_size > 0:
+                _touch(journal_path)
+            # SQLite syncs the name of a new journal too, but ignores an error of that sync.
+            fsync_directory(path.parent)
             self.connection = sqlite3.connect(
                 path, timeout=0, isolation_level=None, check_same_thread=False
             )

@@ -89,8 +89,9 @@ class DataDirectory:
                 if mark.read() > 0:
                     raise damaged(str(database.path), "it is empty, but was written to before")
                 _create(database, node_id)
-                database.checkpoint(truncate=True)
-                fsync_directory(path)
+                database.close()
+                database = Database(path / DATABASE_NAME)
+                undo.callback(database.abandon)
             identity = _read_identity(database, path, node_id)
             log = SqliteLog(database, mark)
             state = log.load().hard_state

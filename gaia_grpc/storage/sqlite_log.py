@@ -21,6 +21,7 @@ it.
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
@@ -237,7 +238,9 @@ class SqliteLog:
         try:
             self._mark.write(number)
         except OSError as error:
-            raise StorageFailedError(f"{self._path}: writing the mark failed: {error}") from error
+            # Only a file system that copies on write needs space for it; the mark may lag.
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise StorageFailedError(f"{self._path}: the mark: {error.strerror}") from error
 
     @property
     def number(self) -> int:
@@ -266,4 +269,7 @@ class SqliteLog:
         try:
             self._database.close()
         finally:
-            self._mark.close(sync=True)
+            try:
+                self._mark.close(sync=True)
+            except OSError as error:
+                raise StorageFailedError(f"{self._path}: the mark: {error.strerror}") from error
