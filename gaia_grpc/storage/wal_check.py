@@ -71,12 +71,15 @@ def scan_journal(path: Path) -> JournalScan:
             ">2I", header[24:]
         ):
             return JournalScan(header_valid=False, size_bytes=size, commit_frames=())
-        salts = header[16:24]
+        salt_1, salt_2 = header[16:20], header[20:24]
         commits = []
         step = FRAME_HEADER_BYTES + page_size
         for number in range(1, (size - HEADER_BYTES) // step + 1):
             frame = os.pread(descriptor, FRAME_HEADER_BYTES, HEADER_BYTES + (number - 1) * step)
-            if frame[8:16] == salts and frame[4:8] != b"\0\0\0\0":
+            # One salt is enough: frames of an earlier journal share neither, and the flipped byte
+            # may be in the other one.
+            current = frame[8:12] == salt_1 or frame[12:16] == salt_2
+            if current and frame[4:8] != b"\0\0\0\0":
                 commits.append(number)
         return JournalScan(header_valid=True, size_bytes=size, commit_frames=tuple(commits))
     finally:

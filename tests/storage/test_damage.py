@@ -27,10 +27,11 @@ from gaia_grpc.raft.types import (
     WriteBatch,
 )
 from gaia_grpc.storage.directory import DATABASE_NAME, MARK_NAME, DataDirectory
-from gaia_grpc.storage.wal_check import scan_journal
+from gaia_grpc.storage.wal_check import FRAME_HEADER_BYTES, HEADER_BYTES, scan_journal
 
 N1 = NodeId("n1")
 JOURNAL = f"{DATABASE_NAME}-wal"
+FRAME_BYTES = FRAME_HEADER_BYTES + 4096
 FLIP = 0x41
 
 
@@ -98,8 +99,11 @@ def outcome(path: Path, image: Image) -> Restored | None:
 
 def flips(data: bytes, step: int) -> Iterator[tuple[int, bytes]]:
     """The data with one byte changed, at every `step`-th position and all over the headers."""
-    head = 128
-    for position in sorted({*range(min(head, len(data))), *range(head, len(data), step)}):
+    heads = {*range(min(128, len(data)))}
+    if (len(data) - HEADER_BYTES) % FRAME_BYTES == 0:
+        for start in range(HEADER_BYTES, len(data), FRAME_BYTES):
+            heads |= {*range(start, start + FRAME_HEADER_BYTES)}
+    for position in sorted(heads | {*range(0, len(data), step)}):
         changed = bytearray(data)
         changed[position] ^= FLIP
         yield position, bytes(changed)
