@@ -25,7 +25,7 @@ class MemoryLog:
         self._staged: deque[tuple[WriteBatch, ...]] = deque()
         self._damaged: list[Index] = []
         self._full = False
-        self._failing = False
+        self.failing = False
         self._closed = False
         self.syncs = 0
 
@@ -59,15 +59,15 @@ class MemoryLog:
 
     def stage(self, batches: Sequence[WriteBatch]) -> None:
         """Begins one transaction: not durable before `sync`."""
-        if self._closed or self._failing:
-            raise StorageFailedError("the disk has failed" if self._failing else "closed")
+        if self._closed or self.failing:
+            raise StorageFailedError("the disk has failed" if self.failing else "closed")
         if self._full:
             raise StorageFullError("no space left")
         self._staged.append(tuple(batches))
 
     def sync(self) -> None:
         """Makes everything that is staged durable, in order."""
-        if self._failing:
+        if self.failing:
             raise StorageFailedError("fsync failed")
         while self._staged:
             self._apply(self._staged.popleft())
@@ -75,7 +75,7 @@ class MemoryLog:
 
     def sync_one(self) -> tuple[WriteBatch, ...]:
         """Makes the oldest staged transaction durable and returns it."""
-        if self._failing:
+        if self.failing:
             raise StorageFailedError("fsync failed")
         batches = self._staged.popleft()
         self._apply(batches)
@@ -100,7 +100,7 @@ class MemoryLog:
         for _ in range(survived):
             self._apply(self._staged.popleft())
         self._staged.clear()
-        self._failing = self._full = self._closed = False
+        self.failing = self._full = self._closed = False
         return survived
 
     def set_full(self, full: bool) -> None:
@@ -109,7 +109,7 @@ class MemoryLog:
 
     def fail(self) -> None:
         """From now on writes and syncs raise `StorageFailedError` (EIO), until a crash."""
-        self._failing = True
+        self.failing = True
 
     def damage(self, index: Index) -> None:
         """One durable entry no longer passes its check."""
