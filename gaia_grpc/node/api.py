@@ -89,9 +89,7 @@ class ReplicatedLog(Protocol):
         """
         ...
 
-    async def read(
-        self, query: bytes, *, consistency: ReadConsistency, timeout_s: float
-    ) -> bytes:
+    async def read(self, query: bytes, *, consistency: ReadConsistency, timeout_s: float) -> bytes:
         """Answers a serialized Query with a serialized QueryResult.
 
         Raises `UnavailableError` where a linearizable read can't be confirmed in time.

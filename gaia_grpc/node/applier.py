@@ -1,0 +1,124 @@
+"""Applies committed entries in order and answers those who wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gaia_grpc.node.api import Applied
+from gaia_grpc.node.topics import TopicBoard
+from gaia_grpc.raft.types import Entry, EntryId
+from gaia_grpc.state.machine import StateMachine
+
+APPLY_SLICE_NS = 2_000_000
+"""After this long the loop gets its turn, so that a long catch-up delays no heartbeat."""
+
+
+class ProposalDroppedError(Exception):
+    """Another entry was committed in the proposal's place: it was never applied, and never will."""
+
+
+@dataclass(slots=True)
+class ApplyStats:
+    """What applying did since the start."""
+
+    entries: int = 0
+    busy_ns: int = 0
+
+
+class Applier:
+    """Owns the state machine and the futures that depend on what it has applied."""
+
+    def __init__(self, machine: StateMachine, topics: TopicBoard) -> None:
+        self.machine = machine
+        self.topics = topics
+        self.stats = ApplyStats()
+        self._committed: deque[Entry] = deque()
+        self._proposals: dict[int, tuple[int, asyncio.Future[Applied]]] = {}
+        self._reads: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._read_number = 0
+
+    @property
+    def behind(self) -> int:
+        """Committed entries that are not applied yet."""
+        return len(self._committed)
+
+    @property
+    def waiting_proposals(self) -> int:
+        """Proposals in the log that are not applied yet."""
+        return len(self._proposals)
+
+    def expect(self, entry_id: EntryId, future: asyncio.Future[Applied]) -> None:
+        """`future` gets the outcome of the entry, once its index is applied.
+
+        It stays right across a change of leader: whatever is committed at that index decides. An
+        older proposal at the same index, which a truncation must have removed, gets its answer
+        then too.
+        """
+        older = self._proposals.get(entry_id.index)
+        if older is not None and not older[1].done():
+            older[1].set_exception(ProposalDroppedError())
+        self._proposals[entry_id.index] = (entry_id.term, future)
+
+    def committed(self, entries: Sequence[Entry]) -> None:
+        """Queues entries to apply."""
+        self._committed.extend(entries)
+
+    async def wait_applied(self, index: int) -> None:
+        """Returns when `index` is applied."""
+        if self.machine.applied_index >= index:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._read_number += 1
+        heapq.heappush(self._reads, (index, self._read_number, future))
+        await future
+
+    def run(self) -> bool:
+        """Applies for one slice of time; True where more is left."""
+        if not self._committed:
+            return False
+        started_ns = time.perf_counter_ns()
+        limit_ns = started_ns + APPLY_SLICE_NS
+        machine, proposals, committed = self.machine, self._proposals, self._committed
+        count = 0
+        while committed:
+            entry = committed.popleft()
+            result = machine.apply(entry.index, int(entry.kind), entry.data)
+            count += 1
+            waiting = proposals.pop(entry.index, None)
+            if waiting is not None and not waiting[1].done():
+                if waiting[0] == entry.term:
+                    waiting[1].set_result(Applied(entry.term, entry.index, result))
+                else:
+                    waiting[1].set_exception(ProposalDroppedError())
+            if time.perf_counter_ns() >= limit_ns:
+                break
+        self._wake(machine.applied_index)
+        self.stats.entries += count
+        self.stats.busy_ns += time.perf_counter_ns() - started_ns
+        return bool(committed)
+
+    def _wake(self, applied_index: int) -> None:
+        touched = self.machine.take_touched()
+        if touched:
+            self.topics.touch(touched)
+        while self._reads and self._reads[0][0] <= applied_index:
+            future = heapq.heappop(self._reads)[2]
+            if not future.done():
+                future.set_result(None)
+
+    def abandon(self, error: Exception) -> None:
+        """The peer stops: nobody who waits will get another answer."""
+        waiting: list[asyncio.Future[Applied] | asyncio.Future[None]] = [
+            future for _, future in self._proposals.values()
+        ]
+        waiting += [future for _, _, future in self._reads]
+        self._proposals.clear()
+        self._reads.clear()
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error)

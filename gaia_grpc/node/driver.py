@@ -1,0 +1,376 @@
+"""`NodeDriver`: the replicated log of one peer, as services and other peers see it.
+
+Below it the `Engine` runs consensus; this file adds what concerns more than one peer: founding,
+identity, forwarding to the leader, and the patience to repeat a command within its deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import structlog
+
+from gaia_grpc import __version__
+from gaia_grpc.config import PeerConfig
+from gaia_grpc.errors import (
+    GaiaError,
+    StartupError,
+    UnavailableError,
+    invariant,
+)
+from gaia_grpc.node.api import (
+    Applied,
+    LogEntrySummary,
+    NodeStatus,
+    ReadConsistency,
+)
+from gaia_grpc.node.applier import Applier
+from gaia_grpc.node.clock import Clock, SystemClock
+from gaia_grpc.node.engine import Engine
+from gaia_grpc.node.founding import Founder
+from gaia_grpc.node.members import Membership, decode_configuration, latest_configuration
+from gaia_grpc.node.routing import Router
+from gaia_grpc.node.status import status_before_start, status_of, summaries
+from gaia_grpc.node.topics import TopicBoard
+from gaia_grpc.raft.config import RaftConfig
+from gaia_grpc.raft.effects import RoleChange, RoleName
+from gaia_grpc.raft.messages import Envelope
+from gaia_grpc.raft.node import RaftNode
+from gaia_grpc.raft.types import NO_NODE, EntryKind, Index, NodeId, Restored, Term
+from gaia_grpc.state.machine import StateMachine
+from gaia_grpc.storage.directory import DataDirectory
+from gaia_grpc.transport.api import (
+    ForwardedCall,
+    ForwardedOutcome,
+    Founding,
+    Hello,
+    IdentifyRequest,
+    IdentifyResponse,
+    PeerTransport,
+)
+
+FEATURE_LEVEL = 1
+_STATUS_TOPIC = "node/status"
+_LOST_ATTEMPTS = 12
+_HANDOVER_TIMEOUT_S = 1.0
+
+log = structlog.get_logger("gaia.node")
+
+
+class NodeDriver:
+    """One peer. Implements `ReplicatedLog` for the services, `InboundHandler` for the transport."""
+
+    def __init__(
+        self,
+        config: PeerConfig,
+        directory: DataDirectory,
+        transport: PeerTransport,
+        *,
+        clock: Clock | None = None,
+        draw_timeout: Callable[[int, int], int] | None = None,
+    ) -> None:
+        self.failed: asyncio.Future[GaiaError] = asyncio.get_running_loop().create_future()
+        """Set when the peer can't go on; its process must then end with an error."""
+        self._config = config
+        self._directory = directory
+        self._identity = directory.identity()
+        self._transport = transport
+        self._clock = clock or SystemClock()
+        self._draw_timeout = draw_timeout or random.Random().randint
+        self._topics = TopicBoard()
+        self._founder: Founder | None = None
+        self._membership: Membership | None = None
+        self._engine: Engine | None = None
+        self._router: Router | None = None
+        self._heard_ns: dict[NodeId, int] = {}
+        self._writable = False
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Founds or restores, then takes part. The peer port must be served already.
+
+        Raises `StartupError` or `StorageDamagedError`.
+        """
+        await self._transport.start(self)
+        if self._directory.is_empty:
+            await self._found()
+        self._identity = self._directory.identity()
+        restored = self._directory.log.load()
+        self._membership = self._restore_membership(restored)
+        self._membership.check_peer_list(NodeId(name) for name in self._config.peer_ids)
+        machine = StateMachine()
+        applier = Applier(machine, self._topics)
+        self._engine = Engine(
+            self._make_core(restored, self._membership),
+            config=self._config.consensus,
+            storage=self._directory.log,
+            transport=self._transport,
+            applier=applier,
+            clock=self._clock,
+            peer_uuid=self._identity.peer_uuid,
+            boot=self._identity.boot,
+            on_role_change=self._on_role_change,
+            on_failed=self._on_failed,
+        )
+        self._router = Router(self._engine, self._transport, self._topics, _STATUS_TOPIC)
+        self._engine.start()
+
+    async def _found(self) -> None:
+        if not self._config.bootstrap:
+            raise StartupError(
+                f"{self._config.data_dir}: holds no data; start with --bootstrap to found a cluster"
+            )
+        self._founder = Founder(self._config, self._directory, self._transport, self._clock)
+        try:
+            await self._founder.run()
+        finally:
+            self._founder = None
+
+    def _restore_membership(self, restored: Restored) -> Membership:
+        configuration = latest_configuration(restored.entries)
+        if configuration is None and restored.snapshot is not None:
+            configuration = decode_configuration(restored.snapshot.configuration)
+        if configuration is None:
+            raise StartupError(f"{self._config.data_dir}: the log holds no configuration")
+        cluster_id, members = configuration
+        invariant(
+            cluster_id == self._identity.cluster_id,
+            f"the log is of cluster {cluster_id}, the directory of {self._identity.cluster_id}",
+        )
+        return Membership(
+            cluster_id,
+            members,
+            node_id=self._identity.node_id,
+            peer_uuid=self._identity.peer_uuid,
+            peer_addresses={NodeId(name): address for name, address in self._config.peers},
+            client_address=self._config.listen,
+        )
+
+    def _make_core(self, restored: Restored, membership: Membership) -> RaftNode:
+        consensus = self._config.consensus
+        tick_ms = consensus.tick_ms
+        return RaftNode(
+            RaftConfig(
+                node_id=self._identity.node_id,
+                voters=membership.voters,
+                election_ticks_min=-(-consensus.election_timeout_min_ms // tick_ms),
+                election_ticks_max=-(-consensus.election_timeout_max_ms // tick_ms),
+                heartbeat_ticks=-(-consensus.heartbeat_interval_ms // tick_ms),
+                max_entries_per_append=consensus.max_entries_per_append,
+                max_bytes_per_append=consensus.max_append_size_bytes,
+                max_inflight_appends=consensus.max_inflight_appends,
+            ),
+            restored,
+            self._draw_timeout,
+        )
+
+    async def stop(self) -> None:
+        """Hands leadership over, then stops; the directory may be closed afterwards."""
+        engine = self._engine
+        if engine is not None:
+            await self._hand_over(engine)
+            await engine.stop()
+        await self._transport.close()
+
+    async def _hand_over(self, engine: Engine) -> None:
+        core = engine.core
+        if engine.stopped or not core.is_ready_leader or self._membership is None:
+            return
+        others = [node_id for node_id in self._membership.voters if node_id != core.node_id]
+        if not others:
+            return
+        furthest = max(others, key=lambda node_id: (core.match_index(node_id), node_id))
+        try:
+            await self.transfer_leadership(furthest, timeout_s=_HANDOVER_TIMEOUT_S)
+        except GaiaError as error:
+            log.warning("handover_failed", message=error.message)
+
+    def _on_failed(self, error: GaiaError) -> None:
+        self._topics.touch((_STATUS_TOPIC,))
+        if not self.failed.done():
+            self.failed.set_result(error)
+
+    # --- ReplicatedLog ---
+
+    async def propose(self, command: bytes, *, timeout_s: float) -> Applied:
+        """See `ReplicatedLog.propose`."""
+        return await self._running_router().propose(command, timeout_s)
+
+    async def read(self, query: bytes, *, consistency: ReadConsistency, timeout_s: float) -> bytes:
+        """See `ReplicatedLog.read`."""
+        router = self._running_router()
+        machine = router.engine.applier.machine
+        if consistency is ReadConsistency.LOCAL:
+            return machine.query(query, machine.elapsed_ms)
+        elapsed_ms = await router.confirm_read(timeout_s)
+        return machine.query(query, max(elapsed_ms, machine.elapsed_ms))
+
+    def topic_version(self, topic: str) -> int:
+        """See `ReplicatedLog.topic_version`."""
+        return self._topics.version(topic)
+
+    async def wait_topic(self, topic: str, version: int, *, timeout_s: float) -> int:
+        """See `ReplicatedLog.wait_topic`."""
+        return await self._topics.wait(topic, version, timeout_s)
+
+    def status(self, at_index: int = 0) -> NodeStatus:
+        """See `ReplicatedLog.status`; before the founding is done nothing but the name is known."""
+        if self._engine is None or self._membership is None:
+            return status_before_start(self._identity)
+        heard_since_ns = self._clock.monotonic_ns() - (
+            2 * self._config.consensus.election_timeout_max_ms * 1_000_000
+        )
+        return status_of(
+            self._engine,
+            self._membership,
+            at_index=at_index,
+            reachable={
+                node_id for node_id, at_ns in self._heard_ns.items() if at_ns >= heard_since_ns
+            },
+            writable=self._is_writable(),
+        )
+
+    async def wait_status(self, seen: NodeStatus, *, timeout_s: float) -> NodeStatus:
+        """See `ReplicatedLog.wait_status`."""
+        version = self._topics.version(_STATUS_TOPIC)
+        now = self.status()
+        if (now.role, now.term, now.leader_id, now.writable) != (
+            seen.role,
+            seen.term,
+            seen.leader_id,
+            seen.writable,
+        ):
+            return now
+        await self._topics.wait(_STATUS_TOPIC, version, timeout_s)
+        return self.status()
+
+    async def log_entries(self, first: int, count: int) -> tuple[LogEntrySummary, ...]:
+        """See `ReplicatedLog.log_entries`."""
+        return summaries(self._running_router().engine.core, first, count)
+
+    async def transfer_leadership(self, to_node_id: str, *, timeout_s: float) -> NodeStatus:
+        """See `ReplicatedLog.transfer_leadership`; only the leader itself can hand over."""
+        engine = self._running_router().engine
+        status = self.status()
+        engine.transfer(NodeId(to_node_id))
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeout_s
+        while status.leader_id != to_node_id:
+            remaining_s = deadline_s - loop.time()
+            if remaining_s <= 0:
+                raise UnavailableError(f"leadership did not go to {to_node_id} in time")
+            status = await self.wait_status(status, timeout_s=remaining_s)
+        return status
+
+    # --- InboundHandler ---
+
+    def hello(self, peer: NodeId) -> Hello:
+        """See `InboundHandler.hello`."""
+        return self._known_membership().hello(peer, __version__, FEATURE_LEVEL)
+
+    def accepts(self, hello: Hello) -> str | None:
+        """See `InboundHandler.accepts`."""
+        if self._membership is None:
+            return f"{self._identity.node_id} is not part of a cluster yet"
+        return self._membership.accepts(hello)
+
+    def on_message(self, envelope: Envelope) -> None:
+        """See `InboundHandler.on_message`."""
+        if self._engine is not None:
+            self._heard_ns[envelope.from_node] = self._clock.monotonic_ns()
+            self._engine.on_message(envelope)
+
+    def on_stream_broken(self, peer: NodeId) -> None:
+        """See `InboundHandler.on_stream_broken`."""
+        if self._engine is not None:
+            self._engine.report_unreachable(peer)
+
+    def on_leader_gone(self, peer: NodeId, term: Term) -> None:
+        """A killed leader is replaced at once: by rank, so that two do not split the votes."""
+        engine, membership = self._engine, self._membership
+        if engine is None or membership is None or engine.stopped:
+            return
+        candidates = [node_id for node_id in membership.voters if node_id != peer]
+        if engine.core.node_id not in candidates:
+            return
+        rank = candidates.index(engine.core.node_id)
+        delay_s = self._config.consensus.peer_lost_rank_delay_ms / 1000
+        log.info("leader_gone", leader=peer, term=term)
+        asyncio.get_running_loop().call_later(
+            rank * delay_s, self._campaign, engine, peer, term, _LOST_ATTEMPTS
+        )
+
+    def _campaign(self, engine: Engine, peer: NodeId, term: Term, attempts: int) -> None:
+        """Repeats a pre-vote that was refused because others had not noticed the loss yet."""
+        core = engine.core
+        if engine.stopped or core.term != term or core.leader_id not in (NO_NODE, peer):
+            return
+        engine.peer_lost(peer, term)
+        if attempts > 1:
+            asyncio.get_running_loop().call_later(
+                self._config.consensus.peer_lost_rank_delay_ms / 1000,
+                self._campaign,
+                engine,
+                peer,
+                term,
+                attempts - 1,
+            )
+
+    async def on_forward(self, call: ForwardedCall) -> ForwardedOutcome:
+        """See `InboundHandler.on_forward`."""
+        return await self._running_router().answer_forwarded(call)
+
+    def on_identify(self, request: IdentifyRequest) -> IdentifyResponse:
+        """See `InboundHandler.on_identify`."""
+        if self._founder is not None:
+            self._founder.note_asker(request)
+        empty = self._directory.is_empty
+        return IdentifyResponse(
+            node_id=self._identity.node_id,
+            peer_uuid=self._identity.peer_uuid,
+            client_address=self._config.listen,
+            empty=empty,
+            bootstrapping=self._config.bootstrap,
+            listed_peers=tuple((NodeId(name), address) for name, address in self._config.peers),
+            settings=self._config.settings,
+            founding=None if empty else self._founding(),
+        )
+
+    def _founding(self) -> Founding | None:
+        """The first entries of the log, for founding peers that were late."""
+        engine = self._engine
+        entries = (
+            engine.core.entries(Index(1), 2)
+            if engine is not None and engine.core.first_index == 1
+            else self._directory.log.read_entries(Index(1), 2)
+        )
+        if len(entries) < 2 or entries[0].kind is not EntryKind.CONFIGURATION:
+            return None
+        cluster_id, members = decode_configuration(entries[0].data)
+        return Founding(cluster_id, members, entries)
+
+    # --- inside ---
+
+    def _running_router(self) -> Router:
+        if self._router is None:
+            raise UnavailableError("the peer has not started yet", retry_after_ms=100)
+        return self._router
+
+    def _known_membership(self) -> Membership:
+        if self._membership is None:
+            raise UnavailableError("the peer is not part of a cluster yet", retry_after_ms=100)
+        return self._membership
+
+    def _is_writable(self) -> bool:
+        engine = self._engine
+        if engine is None or engine.stopped or engine.disk_full:
+            return False
+        if engine.core.role is RoleName.LEADER:
+            return engine.log_clock.running
+        return engine.core.leader_id != NO_NODE
+
+    def _on_role_change(self, change: RoleChange) -> None:
+        self._topics.touch((_STATUS_TOPIC,))

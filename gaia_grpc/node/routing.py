@@ -1,0 +1,208 @@
+"""Where a command or read goes: into this peer's log if it leads, else to the leader.
+
+Every command is idempotent (by request_id, token, key or sequence), so one that may have been lost
+with its leader is simply proposed again to the next, within the caller's deadline. What is told to
+the caller at the end is exact: `UnavailableError` if no attempt can have reached a log,
+`OutcomeUnknownError` if one can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from gaia_grpc.errors import (
+    GaiaError,
+    NotLeaderError,
+    OutcomeUnknownError,
+    OverloadedError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from gaia_grpc.node.api import Applied
+from gaia_grpc.node.applier import ProposalDroppedError
+from gaia_grpc.node.engine import Engine
+from gaia_grpc.node.topics import TopicBoard
+from gaia_grpc.raft.effects import RoleName
+from gaia_grpc.raft.types import NO_NODE, Index, NodeId, Term
+from gaia_grpc.transport.api import (
+    AppliedCommand,
+    ForwardedCall,
+    ForwardedOutcome,
+    ForwardFailure,
+    PeerTransport,
+    ReadIndexGrant,
+)
+
+RETRY_AFTER_MS = 100
+_PAUSE_S = 0.05
+"""Longest pause before the leader is looked up again after a refused attempt."""
+
+
+class _Deadline:
+    """What is left of a caller's time."""
+
+    __slots__ = ("_at_s", "_loop")
+
+    def __init__(self, timeout_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._at_s = self._loop.time() + timeout_s
+
+    def remaining_s(self) -> float:
+        return self._at_s - self._loop.time()
+
+
+class Router:
+    """Routes commands and reads of one peer."""
+
+    def __init__(
+        self, engine: Engine, transport: PeerTransport, topics: TopicBoard, status_topic: str
+    ) -> None:
+        self.engine = engine
+        self._transport = transport
+        self._topics = topics
+        self._status_topic = status_topic
+
+    # --- commands ---
+
+    async def propose(self, command: bytes, timeout_s: float) -> Applied:
+        """See `ReplicatedLog.propose`."""
+        deadline = _Deadline(timeout_s)
+        unknown = False
+        while (remaining_s := deadline.remaining_s()) > 0:
+            try:
+                if self.engine.core.role is RoleName.LEADER:
+                    return await self._propose_here(command, remaining_s)
+                leader = self.engine.core.leader_id
+                if leader != NO_NODE:
+                    return await self._propose_there(leader, command, remaining_s)
+            except OutcomeUnknownError:
+                unknown = True
+            except (NotLeaderError, ProposalDroppedError):
+                pass
+            except UnavailableError:
+                if self.engine.stopped:
+                    raise
+            await self._pause(deadline)
+        if unknown:
+            raise OutcomeUnknownError(
+                "no answer in time; repeat with the same request_id",
+                retry_after_ms=RETRY_AFTER_MS,
+            )
+        raise self._no_quorum()
+
+    async def _propose_here(self, command: bytes, timeout_s: float) -> Applied:
+        proposal = self.engine.propose(command)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await proposal.future
+        except TimeoutError:
+            if proposal.admitted:
+                raise OutcomeUnknownError("not committed in time") from None
+            raise self._no_quorum() from None
+
+    async def _propose_there(self, leader: NodeId, command: bytes, timeout_s: float) -> Applied:
+        call = ForwardedCall(command, max(1, int(timeout_s * 1000)))
+        outcome = await self._transport.forward(leader, call, timeout_s)
+        if isinstance(outcome, AppliedCommand):
+            return Applied(outcome.term, outcome.index, outcome.result)
+        raise _failure(outcome)
+
+    # --- reads ---
+
+    async def confirm_read(self, timeout_s: float) -> int:
+        """Returns the leader's log time once this peer has applied all that came before the call.
+
+        Raises `UnavailableError` where that can't be confirmed in time (thesis 6.4).
+        """
+        deadline = _Deadline(timeout_s)
+        while (remaining_s := deadline.remaining_s()) > 0:
+            try:
+                async with asyncio.timeout(remaining_s):
+                    index, elapsed_ms = await self._read_index(remaining_s)
+                    await self.engine.applier.wait_applied(index)
+                    return elapsed_ms
+            except TimeoutError:
+                break
+            except (NotLeaderError, OutcomeUnknownError):
+                pass
+            except UnavailableError:
+                if self.engine.stopped:
+                    raise
+            await self._pause(deadline)
+        raise self._no_quorum()
+
+    async def _read_index(self, timeout_s: float) -> tuple[int, int]:
+        if self.engine.core.role is RoleName.LEADER:
+            return await self.engine.read_index()
+        leader = self.engine.core.leader_id
+        if leader == NO_NODE:
+            raise NotLeaderError("no leader is known")
+        call = ForwardedCall(None, max(1, int(timeout_s * 1000)))
+        outcome = await self._transport.forward(leader, call, timeout_s)
+        if isinstance(outcome, ReadIndexGrant):
+            return outcome.index, outcome.elapsed_ms
+        raise _failure(outcome)
+
+    # --- calls of followers ---
+
+    async def answer_forwarded(self, call: ForwardedCall) -> ForwardedOutcome:
+        """The leader's side of a forwarded call; it is not forwarded a second time."""
+        timeout_s = call.timeout_ms / 1000
+        try:
+            if self.engine.core.role is not RoleName.LEADER:
+                raise NotLeaderError(
+                    "this peer does not lead", leader_id=self.engine.core.leader_id
+                )
+            if call.command is None:
+                async with asyncio.timeout(timeout_s):
+                    index, elapsed_ms = await self.engine.read_index()
+                return ReadIndexGrant(Index(index), elapsed_ms)
+            applied = await self._propose_here(call.command, timeout_s)
+            return AppliedCommand(Term(applied.term), Index(applied.index), applied.result)
+        except ProposalDroppedError:
+            return ForwardFailure(NotLeaderError.reason, "another entry took its place")
+        except TimeoutError:
+            return ForwardFailure(UnavailableError.reason, "no quorum answered in time")
+        except GaiaError as error:
+            return ForwardFailure(
+                error.instance_reason,
+                error.message,
+                self.engine.core.leader_id,
+                error.retry_after_ms or 0,
+            )
+
+    # --- inside ---
+
+    async def _pause(self, deadline: _Deadline) -> None:
+        """Waits for a new leader, or a moment; so that a retry loop never spins."""
+        await self._topics.wait(
+            self._status_topic,
+            self._topics.version(self._status_topic),
+            min(_PAUSE_S, max(deadline.remaining_s(), 0.001)),
+        )
+
+    def _no_quorum(self) -> UnavailableError:
+        return UnavailableError(
+            "no leader with a quorum answered in time; nothing was applied",
+            retry_after_ms=RETRY_AFTER_MS,
+        )
+
+
+def _failure(outcome: ForwardedOutcome) -> GaiaError:
+    """The error that a forwarded call ended in, as if it had happened here."""
+    if not isinstance(outcome, ForwardFailure):
+        return OutcomeUnknownError("the leader answered with the wrong kind of outcome")
+    retry_after_ms = outcome.retry_after_ms or None
+    match outcome.reason:
+        case NotLeaderError.reason:
+            return NotLeaderError(outcome.message, leader_id=outcome.leader_id)
+        case OverloadedError.reason:
+            return OverloadedError(outcome.message, retry_after_ms=retry_after_ms)
+        case "STORAGE_FULL":
+            return ResourceExhaustedError(
+                outcome.message, reason=outcome.reason, retry_after_ms=retry_after_ms
+            )
+        case OutcomeUnknownError.reason:
+            return OutcomeUnknownError(outcome.message, retry_after_ms=retry_after_ms)
+        case _:
+            return UnavailableError(outcome.message, retry_after_ms=retry_after_ms)

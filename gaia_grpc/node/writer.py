@@ -1,0 +1,141 @@
+"""The log writer: one thread that makes writes durable, as many at a time as have gathered.
+
+Group commit needs no timer: while one fsync is under way the next writes queue up, and the thread
+takes all of them into one transaction. The loop goes on meanwhile, so a slow disk delays
+acknowledgements and not heartbeats.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from gaia_grpc.errors import GaiaError, StorageFailedError, StorageFullError
+from gaia_grpc.raft.types import WriteBatch
+from gaia_grpc.storage.api import LogStorage
+
+_T = TypeVar("_T")
+
+FULL_RETRY_S = 0.5
+
+
+@dataclass(slots=True)
+class WriterStats:
+    """What the writer did since the start; read from the loop, written by the thread."""
+
+    transactions: int = 0
+    batches: int = 0
+    busy_ns: int = 0
+
+
+class LogWriter:
+    """Owns the storage from `start` to `stop`.
+
+    `on_persisted(write_number)`, `on_full(bool)` and `on_failed(error)` are called on the loop.
+    """
+
+    def __init__(
+        self,
+        storage: LogStorage,
+        *,
+        on_persisted: Callable[[int], None],
+        on_full: Callable[[bool], None],
+        on_failed: Callable[[GaiaError], None],
+    ) -> None:
+        self.stats = WriterStats()
+        self._storage = storage
+        self._on_persisted = on_persisted
+        self._on_full = on_full
+        self._on_failed = on_failed
+        # Bounded by the core: it owes at most one write a turn, and what a turn holds is bounded by
+        # the limits on pending proposals and on append frames.
+        self._queue: queue.SimpleQueue[WriteBatch | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread; must be called on the loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def submit(self, batch: WriteBatch) -> None:
+        """Queues a write; never blocks."""
+        self._queue.put(batch)
+
+    async def stop(self) -> None:
+        """Writes what is queued (unless the disk is full) and ends the thread."""
+        self._stopping.set()
+        self._queue.put(None)
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join)
+
+    # --- on the thread ---
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            batches: list[WriteBatch] = []
+            item = self._queue.get()
+            while True:
+                if item is None:
+                    last = True
+                else:
+                    batches.append(item)
+                try:
+                    item = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+            if batches and not self._write(batches):
+                return
+
+    def _write(self, batches: list[WriteBatch]) -> bool:
+        """False where the thread must end: the disk failed, or is full while stopping."""
+        started_ns = time.perf_counter_ns()
+        full = False
+        while True:
+            try:
+                self._storage.write(batches)
+                break
+            except StorageFullError:
+                if not full:
+                    full = True
+                    self._call(self._on_full, True)
+                if self._stopping.wait(FULL_RETRY_S):
+                    return False
+            except GaiaError as error:
+                self._call(self._on_failed, error)
+                return False
+            except Exception as error:  # the boundary of a thread: nothing may get lost
+                self._call(self._on_failed, StorageFailedError(f"writing the log: {error!r}"))
+                return False
+        if full:
+            self._call(self._on_full, False)
+        stats = self.stats
+        stats.transactions += 1
+        stats.batches += len(batches)
+        stats.busy_ns += time.perf_counter_ns() - started_ns
+        self._call(self._on_persisted, batches[-1].write_number)
+        return self._maintain()
+
+    def _maintain(self) -> bool:
+        try:
+            self._storage.maintain()
+        except StorageFullError:
+            return True  # tried again after the next write
+        except GaiaError as error:
+            self._call(self._on_failed, error)
+            return False
+        return True
+
+    def _call(self, callback: Callable[[_T], None], argument: _T) -> None:
+        assert self._loop is not None  # noqa: S101 - set by start, before the thread runs
+        try:
+            self._loop.call_soon_threadsafe(callback, argument)
+        except RuntimeError:
+            self._stopping.set()  # the loop is closed: nobody is left to hear it
