@@ -87,19 +87,19 @@ format: setup ## rewrite code and protos in the one format
 
 suite: setup # the tests alone, with branch coverage of the peers' processes too
 	@mkdir -p $(CACHE) .cache/coverage && rm -f .cache/coverage/*
-	@$(PY) -m coverage run -m pytest $(ARGS) | tee $(CACHE)/pytest.log
+	@set -o pipefail; $(PY) -m coverage run -m pytest $(ARGS) | tee $(CACHE)/pytest.log
 
 gates: # what coverage must reach: 90 % of everything, 95 % of the two pure cores
 	@$(PY) -m coverage combine --quiet
 	@$(PY) -m coverage report --fail-under=90
-	@$(PY) -m coverage report --include='gaia_grpc/raft/*' --fail-under=95 --format=total | sed 's/^/raft %: /'
-	@$(PY) -m coverage report --include='gaia_grpc/state/*' --fail-under=95 --format=total | sed 's/^/state %: /'
+	@set -o pipefail; $(PY) -m coverage report --include='gaia_grpc/raft/*' --fail-under=95 --format=total | sed 's/^/raft %: /'
+	@set -o pipefail; $(PY) -m coverage report --include='gaia_grpc/state/*' --fail-under=95 --format=total | sed 's/^/state %: /'
 
 coverage: ## branch coverage of the suite as HTML in htmlcov/
 	@$(MAKE) suite
 	@$(PY) -m coverage combine --quiet
 	@$(PY) -m coverage html --quiet
-	@$(PY) -m coverage report --format=total | sed 's/^/total %: /'
+	@set -o pipefail; $(PY) -m coverage report --format=total | sed 's/^/total %: /'
 	@echo "open htmlcov/index.html"
 
 race: setup ## the suite under -X dev, warnings as errors, asyncio debug, tiny switch interval (RACE_SEED=n)
