@@ -18,11 +18,10 @@ STAMP := $(VENV)/.gaia-setup-$(KEY)
 
 BREAKING_IMAGE := protos/image.binpb
 CACHE := .cache/test
-SEEDS ?= 50
+SEEDS ?= 200
 MINUTES ?= 5
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-export GRPC_VERBOSITY ?= ERROR
 
 .PHONY: help setup proto proto-check proto-image demo up test check format suite gates race \
         coverage bench sim chaos mutants fit evaluate report screenshots clean
