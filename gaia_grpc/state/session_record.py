@@ -1,0 +1,96 @@
+"""One session as the state holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from gaia.command.v1 import command_pb2
+from gaia.session.v1 import session_pb2
+
+from gaia_grpc.state.messages import timestamp
+
+HEALTHY: Final = session_pb2.HEALTH_HEALTHY
+DEGRADED: Final = session_pb2.HEALTH_DEGRADED
+FAILED: Final = session_pb2.HEALTH_FAILED
+
+
+def session_id_of(number: int) -> str:
+    """The id of the session with this number; ids sort as their numbers do."""
+    return f"s-{number:012d}"
+
+
+class Session:
+    """A session. `claims` are the numbers of the tasks that it holds (empty when it has failed)."""
+
+    __slots__ = (
+        "claims",
+        "health",
+        "incarnation",
+        "labels",
+        "last_heartbeat_ms",
+        "max_concurrent_tasks",
+        "name",
+        "number",
+        "provider",
+        "register_ms",
+        "session_id",
+        "specialty",
+        "tier",
+    )
+
+    def __init__(self, number: int, incarnation: int) -> None:
+        self.number = number
+        self.session_id = session_id_of(number)
+        self.incarnation = incarnation
+        self.name = ""
+        self.tier: session_pb2.Tier.ValueType = session_pb2.TIER_WORKER
+        self.provider = ""
+        self.specialty = ""
+        self.max_concurrent_tasks = 1
+        self.labels: tuple[tuple[str, str], ...] = ()
+        self.health: session_pb2.Health.ValueType = HEALTHY
+        self.last_heartbeat_ms = 0
+        self.register_ms = 0
+        self.claims: set[int] = set()  # sorted wherever it is walked
+
+    def describe(self, body: command_pb2.RegisterSession) -> None:
+        """Takes over what the registration says."""
+        self.name = body.name
+        self.tier = body.tier or session_pb2.TIER_WORKER
+        self.provider = body.provider
+        self.specialty = body.specialty
+        self.max_concurrent_tasks = body.max_concurrent_tasks
+        self.labels = tuple((label.key, label.value) for label in body.labels)
+
+    @property
+    def free_capacity(self) -> int:
+        """How many more tasks it may hold."""
+        return max(0, self.max_concurrent_tasks - len(self.claims))
+
+    @property
+    def ready(self) -> bool:
+        """It may get a task now."""
+        return self.health == HEALTHY and len(self.claims) < self.max_concurrent_tasks
+
+    def message(self) -> session_pb2.Session:
+        """The session as callers see it."""
+        return session_pb2.Session(
+            session_id=self.session_id,
+            name=self.name,
+            tier=self.tier,
+            provider=self.provider,
+            specialty=self.specialty,
+            max_concurrent_tasks=self.max_concurrent_tasks,
+            health=self.health,
+            incarnation=self.incarnation,
+            last_heartbeat_time=timestamp(self.last_heartbeat_ms),
+            register_time=timestamp(self.register_ms),
+            claimed_tasks=len(self.claims),
+            labels=label_messages(self.labels),
+        )
+
+
+def label_messages(labels: Iterable[tuple[str, str]]) -> list[session_pb2.Label]:
+    """Labels as messages, in their order."""
+    return [session_pb2.Label(key=key, value=value) for key, value in labels]

@@ -1,0 +1,78 @@
+"""The rows of the settings: (name, kind, default, minimum, maximum, description)."""
+
+from __future__ import annotations
+
+ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
+    # --- sessions
+    ("session.heartbeat_interval", "duration", "10s", "50ms", "1h",
+     "How often a session is asked to send a heartbeat."),
+    ("session.degraded_after", "duration", "15s", "50ms", "1d",
+     "Without a heartbeat for this long a session is degraded and gets no new task."),
+    ("session.failed_after", "duration", "30s", "100ms", "2d",
+     "Without a heartbeat for this long a session is failed and loses its claims."),
+    ("session.retention", "duration", "1d", "1s", "365d",
+     "How long a failed session is remembered."),
+    ("session.max_sessions", "int", "10000", "1", "1000000",
+     "Most sessions, failed ones included."),
+    # --- tasks
+    ("task.claim_timeout", "duration", "10m", "50ms", "7d",
+     "A claim that is not extended for this long is taken back, and counts as a failed attempt."),
+    ("task.retry_base", "duration", "1s", "0ms", "1h",
+     "Wait before the first retry; each further wait is twice as long."),
+    ("task.retry_max_delay", "duration", "1h", "1ms", "7d",
+     "Longest wait before a retry."),
+    ("task.max_retries", "int", "3", "0", "1000",
+     "Retries of a task that names no number itself."),
+    ("task.retention", "duration", "1d", "1s", "365d",
+     "How long a finished task is kept."),
+    ("task.max_finished", "int", "200000", "1", "10000000",
+     "Most finished tasks that are kept; the oldest go first."),
+    ("task.max_pending", "int", "1000000", "1", "10000000",
+     "Most tasks that are not finished."),
+    ("task.max_history", "int", "64", "1", "64",
+     "Events kept of each task."),
+    ("task.max_waiters", "int", "10000", "1", "100000",
+     "Most claims that wait at once."),
+    ("task.max_wait", "duration", "60s", "0ms", "10m",
+     "Longest wait of a claim; a longer one is cut to it."),
+    # --- requests
+    ("request.retention", "duration", "15m", "1s", "1d",
+     "How long the outcome of a request_id is kept."),
+    ("request.ingress_retention", "duration", "60s", "1s", "1d",
+     "The same for an id that a peer assigned because the caller gave none."),
+    ("request.max_entries", "int", "1000000", "1", "10000000",
+     "Most outcomes that are kept; further requests are refused and none is evicted."),
+    # --- metrics
+    ("metrics.window", "duration", "5m", "1s", "1h",
+     "Length of the rolling window and of one piece of history."),
+    ("metrics.max_future", "duration", "60s", "0ms", "1h",
+     "A metric further ahead of its batch's sent_at_ms is rejected."),
+    ("metrics.history_retention", "duration", "8h", "1m", "30d",
+     "How long past windows are kept."),
+    ("metrics.dedup_sequences", "int", "1024", "1", "65536",
+     "Sequences of a source's epoch that are remembered one by one."),
+    # --- alerts
+    ("alert.cooldown", "duration", "5m", "0ms", "1d",
+     "Quiet time after an alert of the same student, app and pattern group ended."),
+    ("alert.retained_events", "int", "100000", "1", "10000000",
+     "Alert events that are kept."),
+    ("alert.errors_window", "duration", "60s", "1s", "1h",
+     "Errors are counted over this long."),
+    ("alert.repeated_errors", "int", "3", "1", "1000",
+     "Errors in alert.errors_window that raise repeated_errors."),
+    ("alert.excessive_errors", "int", "5", "1", "1000",
+     "Errors in alert.errors_window that raise excessive_errors."),
+    ("alert.critical_streak", "int", "8", "1", "1000",
+     "Errors in a row that make an alert critical."),
+    ("alert.exit_after", "duration", "60s", "0ms", "1h",
+     "An alert ends when its pattern has not been seen for this long."),
+    # --- locks
+    ("lock.lease", "duration", "30s", "50ms", "1d",
+     "Length of a lease where the caller names none."),
+)  # fmt: skip
+
+ORDERED_PAIRS: tuple[tuple[str, str], ...] = (
+    ("session.degraded_after", "session.failed_after"),
+    ("alert.repeated_errors", "alert.excessive_errors"),
+)
+"""The first must be less than the second."""
