@@ -1,0 +1,213 @@
+"""Checks of the form of a request: a table of fields and rules a message, all violations at once.
+
+Only what can be told from the request alone is checked here; what depends on the state is refused
+by the state machine. Paths are those of the proto (`tasks[3].task_type`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+
+from gaia_grpc.errors import FieldViolation, InvalidArgumentError
+
+Rule: TypeAlias = Callable[[Any], str]
+"""Says what is wrong with a value, in words that follow the field's name; empty: nothing."""
+
+ID_RULE = "must match [A-Za-z0-9._:-]{1,128}"
+MAX_COLLECTED = 1_000
+"""Violations that are collected of one request; no caller reads more."""
+
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL_BUT_LINES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` is an id."""
+    return _ID.fullmatch(text) is not None
+
+
+def required_id(value: str) -> str:
+    """An id that must be there."""
+    if _ID.fullmatch(value) is not None:
+        return ""
+    return ID_RULE if value else "is required"
+
+
+def optional_id(value: str) -> str:
+    """An id, or nothing."""
+    return "" if not value or _ID.fullmatch(value) is not None else ID_RULE
+
+
+def text(most: int, *, least: int = 0, lines: bool = False) -> Rule:
+    """Text of `least` to `most` characters without control characters; `lines` may break lines."""
+    control = _CONTROL_BUT_LINES if lines else _CONTROL
+
+    def check(value: str) -> str:
+        if len(value) < least:
+            return "is required" if not value else f"must have at least {least} characters"
+        if len(value) > most:
+            return f"has {len(value)} characters, at most {most} are allowed"
+        return "must not hold control characters" if control.search(value) else ""
+
+    return check
+
+
+def whole(least: int, most: int) -> Rule:
+    """A whole number within bounds."""
+
+    def check(value: int) -> str:
+        return "" if least <= value <= most else f"must be {least} to {most}, is {value}"
+
+    return check
+
+
+def at_least(least: int) -> Rule:
+    """A whole number with a lower bound."""
+
+    def check(value: int) -> str:
+        return "" if value >= least else f"must be at least {least}, is {value}"
+
+    return check
+
+
+def zero_or(least: int, most: int) -> Rule:
+    """A whole number within bounds, or 0 for the default."""
+
+    def check(value: int) -> str:
+        if value == 0 or least <= value <= most:
+            return ""
+        return f"must be 0 or {least} to {most}, is {value}"
+
+    return check
+
+
+def fraction(value: float) -> str:
+    """A number from 0 to 1; NaN is none."""
+    return "" if 0.0 <= value <= 1.0 else f"must be 0 to 1, is {value}"
+
+
+def size(most_bytes: int) -> Rule:
+    """Bytes up to a size."""
+
+    def check(value: bytes) -> str:
+        if len(value) <= most_bytes:
+            return ""
+        return f"has {len(value)} bytes, at most {most_bytes} are allowed"
+
+    return check
+
+
+def enum(known: Iterable[int]) -> Rule:
+    """A value that the contract knows; proto3 lets any number through."""
+    values = frozenset(known)
+
+    def check(value: int) -> str:
+        return "" if value in values else f"is {value}, which is no known value"
+
+    return check
+
+
+def duration(most_ms: int) -> Rule:
+    """A well-formed Duration from 0 to `most_ms`, or unset."""
+
+    def check(value: Duration) -> str:
+        milliseconds = value.seconds * 1000 + value.nanos // 1_000_000
+        if not 0 <= value.nanos < 1_000_000_000 or not 0 <= milliseconds <= most_ms:
+            return f"must be 0 to {most_ms} ms"
+        return ""
+
+    return check
+
+
+def each(rule: Rule, most: int) -> Rule:
+    """A list of plain values, at most `most`, each by the rule; names the first that is wrong."""
+
+    def check(values: Sequence[Any]) -> str:
+        if len(values) > most:
+            return f"has {len(values)} items, at most {most} are allowed"
+        for position, value in enumerate(values):
+            wrong = rule(value)
+            if wrong:
+                return f"item {position} {wrong}"
+        return ""
+
+    return check
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A field that holds a message, or nothing."""
+
+    rules: Rules
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """A field that holds `least` to `most` messages; `unique` names a field that may not repeat."""
+
+    rules: Rules
+    most: int
+    least: int = 0
+    unique: str = ""
+
+
+Rules: TypeAlias = Mapping[str, "Rule | Part | Items"]
+"""Field name -> what it must be."""
+
+
+class Validator:
+    """Checks requests by a table from message type to rules."""
+
+    def __init__(self, table: Mapping[type[Message], Rules]) -> None:
+        self._table = table
+
+    def check(self, request: Message) -> None:
+        """Raises `InvalidArgumentError` with every violation; a type without rules is a bug."""
+        found: list[FieldViolation] = []
+        _collect(self._table[type(request)], request, "", found)
+        if not found:
+            return
+        first = f"{found[0].field} {found[0].description}"
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise InvalidArgumentError(first + more, found)
+
+
+def _collect(rules: Rules, message: Any, prefix: str, found: list[FieldViolation]) -> None:
+    for name, rule in rules.items():
+        value = getattr(message, name)
+        if isinstance(rule, Part):
+            _collect(rule.rules, value, f"{prefix}{name}.", found)
+        elif isinstance(rule, Items):
+            _collect_items(rule, value, prefix + name, found)
+        else:
+            wrong = rule(value)
+            if wrong and len(found) < MAX_COLLECTED:
+                found.append(FieldViolation(prefix + name, wrong))
+
+
+def _collect_items(
+    rule: Items, items: Sequence[Any], path: str, found: list[FieldViolation]
+) -> None:
+    count = len(items)
+    if not rule.least <= count <= rule.most:
+        wrong = "is required"
+        if count:
+            wrong = f"has {count} items, {rule.least} to {rule.most} are allowed"
+        found.append(FieldViolation(path, wrong))
+        return
+    seen: set[Any] = set()
+    for position, item in enumerate(items):
+        _collect(rule.rules, item, f"{path}[{position}].", found)
+        if rule.unique:
+            key = getattr(item, rule.unique)
+            if key in seen:
+                place = f"{path}[{position}].{rule.unique}"
+                found.append(FieldViolation(place, "is there twice"))
+            seen.add(key)
