@@ -1,0 +1,38 @@
+"""Nouns that are part of the command line and not served yet: they say so and fail."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gaia_grpc.cli.options import DEFAULT_CLUSTER, ClusterOption, JsonOption
+from gaia_grpc.errors import UnimplementedError
+
+ArgumentsOption = Annotated[list[str] | None, typer.Argument(hidden=True)]
+
+
+def locks(
+    arguments: ArgumentsOption = None,
+    cluster: ClusterOption = DEFAULT_CLUSTER,
+    json_output: JsonOption = False,
+) -> None:
+    """Leases with fencing tokens (not served yet)."""
+    raise UnimplementedError("locks are not served yet; they come with a later version")
+
+
+def classrooms(
+    arguments: ArgumentsOption = None,
+    cluster: ClusterOption = DEFAULT_CLUSTER,
+    json_output: JsonOption = False,
+) -> None:
+    """Teachers and students of a classroom (not served yet)."""
+    raise UnimplementedError("classrooms are not served yet; they come with a later version")
+
+
+def web(
+    cluster: ClusterOption = DEFAULT_CLUSTER,
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT")] = "127.0.0.1:8080",
+) -> None:
+    """Teacher and operator pages (not there yet)."""
+    raise UnimplementedError("the web pages are not there yet; they come with a later version")

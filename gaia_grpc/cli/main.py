@@ -1,0 +1,83 @@
+"""The `gaia` command. Commands import grpc and the SDK when they run, so that help is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from gaia_grpc.cli import (
+    alerts,
+    bench,
+    call,
+    demo,
+    later,
+    metrics,
+    replay,
+    serve,
+    sessions,
+    settings,
+    status,
+    tasks,
+    up,
+)
+from gaia_grpc.errors import ConfigError, GaiaError
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="gaia",
+    help="GAIA: a classroom's replicated backend. `gaia demo` shows it at work.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command("up")(up.up)
+app.command("serve")(serve.serve)
+app.command("demo")(demo.demo)
+app.command("replay")(replay.replay)
+app.command("status")(status.status)
+app.add_typer(sessions.app, name="sessions")
+app.add_typer(tasks.app, name="tasks")
+app.add_typer(metrics.app, name="metrics")
+app.add_typer(alerts.app, name="alerts")
+app.add_typer(settings.app, name="settings")
+app.command("locks")(later.locks)
+app.command("classrooms")(later.classrooms)
+app.command("web")(later.web)
+app.command("call")(call.call)
+app.command("bench")(bench.bench)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code. Errors are one line on stderr, never a trace."""
+    # The C core of grpc reports connections that break, which is no news to who kills peers.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        outcome = app(args=arguments, prog_name="gaia", standalone_mode=False)
+    except typer.TyperException as error:
+        return _complain(error.format_message(), error.exit_code)
+    except ConfigError as error:
+        return _complain(error.message, EXIT_USAGE)
+    except GaiaError as error:
+        return _complain(error.message, EXIT_FAILURE)
+    except (KeyboardInterrupt, typer.Abort):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; the interpreter must not flush into it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURE
+    except OSError as error:
+        return _complain(str(error), EXIT_FAILURE)
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _complain(message: str, code: int) -> int:
+    line = " ".join(message.split())
+    print(f"error: {line}", file=sys.stderr)
+    return code

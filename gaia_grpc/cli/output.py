@@ -1,0 +1,79 @@
+"""Tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer.core
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+PLAIN_WIDTH = 240
+
+
+class ListByDefault(typer.core.TyperGroup):
+    """A noun whose bare form lists: `gaia sessions --json` is `gaia sessions list --json`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Puts `list` in front where no verb was given."""
+        if not args or (args[0].startswith("-") and args[0] != "--help"):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+def print_json(message: Message) -> None:
+    """The message as protobuf JSON: the same form that `gaia call` and grpcurl print."""
+    from google.protobuf import json_format
+
+    print(json_format.MessageToJson(message))
+
+
+def print_plain_json(value: Any) -> None:
+    """A value of our own as JSON."""
+    print(json.dumps(value, indent=2))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
+    """Rows under their headings; `empty` where there are none."""
+    from rich.console import Console
+    from rich.table import Table
+
+    found = [[str(cell) for cell in row] for row in rows]
+    if not found:
+        print(empty)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in found:
+        table.add_row(*row)
+    width = None if sys.stdout.isatty() else PLAIN_WIDTH
+    Console(width=width, highlight=False, markup=False, emoji=False).print(table)
+
+
+def enum_word(name: Callable[[Any], str], value: int, prefix: str) -> str:
+    """`HEALTH_DEGRADED` as `degraded`."""
+    return name(value).removeprefix(f"{prefix}_").lower()
+
+
+def time_text(moment: Timestamp) -> str:
+    """A time of the cluster in UTC, to the second; `-` where it is not set."""
+    if not moment.seconds:
+        return "-"
+    return moment.ToDatetime().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def bytes_text(value: bytes, length: int = 60) -> str:
+    """Bytes for people: text where they are text, hex otherwise, cut to `length`."""
+    try:
+        text = value.decode("utf-8")
+    except UnicodeDecodeError:
+        text = value.hex()
+    if not text.isprintable():
+        text = value.hex()
+    return text if len(text) <= length else text[: length - 3] + "..."

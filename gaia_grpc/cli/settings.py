@@ -1,0 +1,82 @@
+"""`gaia settings`: the replicated settings."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gaia_grpc.cli.options import DEFAULT_CLUSTER, ClusterOption, JsonOption, parse_pairs
+from gaia_grpc.cli.output import ListByDefault, print_json, print_table
+from gaia_grpc.errors import NotFoundError
+
+app = typer.Typer(help="Replicated settings.", cls=ListByDefault, rich_markup_mode=None)
+
+
+@app.command("list")
+def list_settings(
+    cluster: ClusterOption = DEFAULT_CLUSTER, json_output: JsonOption = False
+) -> None:
+    """Show every setting with its value and its default."""
+    from gaia.cluster.v1 import cluster_pb2
+
+    from gaia_grpc.cli.ask import ask
+
+    found = ask(
+        cluster, lambda peer: peer.cluster.GetSettings, cluster_pb2.GetSettingsRequest()
+    ).settings
+    if json_output:
+        print_json(found)
+        return
+    print_table(
+        ("SETTING", "VALUE", "DEFAULT", "WHAT IT DOES"),
+        ((item.name, item.value, item.default_value, item.description) for item in found.settings),
+        "no settings",
+    )
+
+
+@app.command("get")
+def get_setting(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    cluster: ClusterOption = DEFAULT_CLUSTER,
+    json_output: JsonOption = False,
+) -> None:
+    """Print the value of one setting."""
+    from gaia.cluster.v1 import cluster_pb2
+
+    from gaia_grpc.cli.ask import ask
+
+    found = ask(
+        cluster, lambda peer: peer.cluster.GetSettings, cluster_pb2.GetSettingsRequest()
+    ).settings
+    setting = next((item for item in found.settings if item.name == name), None)
+    if setting is None:
+        raise NotFoundError(f"no setting {name}; `gaia settings` lists them")
+    if json_output:
+        print_json(setting)
+    else:
+        print(setting.value)
+
+
+@app.command("set")
+def set_settings(
+    changes: Annotated[list[str], typer.Argument(metavar="NAME=VALUE...")],
+    cluster: ClusterOption = DEFAULT_CLUSTER,
+    json_output: JsonOption = False,
+) -> None:
+    """Change settings through the log: all of them or, on an error, none."""
+    from gaia.cluster.v1 import cluster_pb2
+
+    from gaia_grpc.cli.ask import ask
+
+    pairs = parse_pairs("set", changes)
+    request = cluster_pb2.UpdateSettingsRequest(
+        changes=[cluster_pb2.SettingChange(name=name, value=value) for name, value in pairs]
+    )
+    answer = ask(cluster, lambda peer: peer.cluster.UpdateSettings, request)
+    if json_output:
+        print_json(answer)
+        return
+    values = {item.name: item.value for item in answer.settings.settings}
+    for name, _ in pairs:
+        print(f"{name}={values.get(name, '')}")

@@ -1,0 +1,207 @@
+"""`gaia tasks`: the task queue."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gaia_grpc.cli.options import DEFAULT_CLUSTER, ClusterOption, JsonOption, LimitOption
+from gaia_grpc.cli.output import (
+    ListByDefault,
+    bytes_text,
+    enum_word,
+    print_json,
+    print_table,
+    time_text,
+)
+from gaia_grpc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gaia.task.v1 import task_pb2 as task_messages
+
+app = typer.Typer(help="The task queue.", cls=ListByDefault, rich_markup_mode=None)
+
+TaskArgument = Annotated[str, typer.Argument(metavar="TASK_ID")]
+
+
+@app.command("list")
+def list_tasks(
+    state: Annotated[
+        str,
+        typer.Option(
+            "--state", help="pending, scheduled, claimed, completed, failed or cancelled."
+        ),
+    ] = "",
+    task_type: Annotated[str, typer.Option("--type", help="Only of this type.")] = "",
+    limit: LimitOption = 100,
+    cluster: ClusterOption = DEFAULT_CLUSTER,
+    json_output: JsonOption = False,
+) -> None:
+    """List tasks in the order of their ids."""
+    from gaia.task.v1 import task_pb2
+
+    from gaia_grpc.cli.ask import ask_all
+
+    request = task_pb2.ListTasksRequest(task_type=task_type)
+    if state:
+        try:
+            request.state = task_pb2.TaskState.Value(f"TASK_STATE_{state.upper()}")
+        except ValueError as error:
+            raise ConfigError(f"--state: there is no state {state!r}") from error
+    found = ask_all(cluster, lambda peer: peer.tasks.ListTasks, request, "tasks", limit)
+    if json_output:
+        print_json(found)
+        return
+    print_table(
+        ("TASK", "TYPE", "STATE", "PRIORITY", "AFFINITY", "RETRIES", "TOKEN", "CLAIMED BY"),
+        (
+            (
+                task.task_id,
+                task.task_type,
+                enum_word(task_pb2.TaskState.Name, task.state, "TASK_STATE"),
+                task.priority,
+                task.affinity,
+                f"{task.retry_count}/{task.max_retries}",
+                task.claim_token or "-",
+                task.claimed_by or "-",
+            )
+            for task in found.tasks
+        ),
+        "no tasks",
+    )
+
+
+@app.command("get")
+def get_task(
+    task_id: TaskArgument,
+    cluster: ClusterOption = DEFAULT_CLUSTER,
+    json_output: JsonOption = False,
+) -> None:
+    """Show one task with its history."""
+    from gaia.task.v1 import task_pb2
+
+    from gaia_grpc.cli.ask import ask
+
+    request = task_pb2.GetTaskRequest(task_id=task_id)
+    task = ask(cluster, lambda peer: peer.tasks.GetTask, request).task
+    _show(task, json_output)
+
+
+@app.command("enqueue")
+def enqueue_task(
+    task_type: Annotated[str, typer.Argument(metavar="TYPE")],
+    payload: Annotated[str, typer.Option("--payload", help="Input of the handler.")] = "",
+    affinity: Annotated[str, typer.Option("--affinity", help="Specialty that fits best.")] = "",
+    priority: Annotated[int, typer.Option("--priority", help="Higher goes first.")] = 0,
+    key: Annotated[str, typer.Option("--key", help="Idempotency key.")] = "",
+    cluster: ClusterOption = DEFAULT_CLUSTER,
+    json_output: JsonOption = False,
+) -> None:
+    """Add one task."""
+    from gaia.task.v1 import task_pb2
+
+    from gaia_grpc.cli.ask import ask
+
+    request = task_pb2.EnqueueTaskRequest(
+        task_type=task_type,
+        payload=payload.encode(),
+        affinity=affinity,
+        priority=priority,
+        idempotency_key=key,
+    )
+    answer = ask(cluster, lambda peer: peer.tasks.EnqueueTask, request)
+    if json_output:
+        print_json(answer)
+    else:
+        print(f"{answer.task.task_id} {'existed already' if answer.existing else 'enqueued'}")
+
+
+@app.command("cancel")
+def cancel_task(
+    task_id: TaskArgument,
+    reason: Annotated[str, typer.Option("--reason", help="Why, for people.")] = "",
+    cluster: ClusterOption = DEFAULT_CLUSTER,
+    json_output: JsonOption = False,
+) -> None:
+    """Call a task off."""
+    from gaia.task.v1 import task_pb2
+
+    from gaia_grpc.cli.ask import ask
+
+    request = task_pb2.CancelTaskRequest(task_id=task_id, reason=reason)
+    _show(ask(cluster, lambda peer: peer.tasks.CancelTask, request).task, json_output)
+
+
+@app.command("requeue")
+def requeue_task(
+    task_id: TaskArgument,
+    cluster: ClusterOption = DEFAULT_CLUSTER,
+    json_output: JsonOption = False,
+) -> None:
+    """Make a failed or cancelled task pending again."""
+    from gaia.task.v1 import task_pb2
+
+    from gaia_grpc.cli.ask import ask
+
+    request = task_pb2.RequeueTaskRequest(task_id=task_id)
+    _show(ask(cluster, lambda peer: peer.tasks.RequeueTask, request).task, json_output)
+
+
+@app.command("stats")
+def queue_stats(cluster: ClusterOption = DEFAULT_CLUSTER, json_output: JsonOption = False) -> None:
+    """Count tasks by state."""
+    from gaia.task.v1 import task_pb2
+
+    from gaia_grpc.cli.ask import ask
+
+    stats = ask(cluster, lambda peer: peer.tasks.GetQueueStats, task_pb2.GetQueueStatsRequest())
+    if json_output:
+        print_json(stats)
+        return
+    print_table(
+        ("COUNT", "VALUE"),
+        ((field.name, getattr(stats, field.name)) for field in stats.DESCRIPTOR.fields),
+        "",
+    )
+
+
+def _show(task: task_messages.Task, json_output: bool) -> None:
+    from gaia.task.v1 import task_pb2
+
+    if json_output:
+        print_json(task)
+        return
+    print_table(
+        ("FIELD", "VALUE"),
+        (
+            ("task_id", task.task_id),
+            ("type", task.task_type),
+            ("state", enum_word(task_pb2.TaskState.Name, task.state, "TASK_STATE")),
+            ("priority", task.priority),
+            ("affinity", task.affinity),
+            ("retries", f"{task.retry_count} of {task.max_retries}"),
+            ("claimed by", task.claimed_by or "-"),
+            ("claim token", task.claim_token or "-"),
+            ("payload", bytes_text(task.payload) or "-"),
+            ("result", bytes_text(task.result) or "-"),
+            ("last error", task.last_error or "-"),
+        ),
+        "",
+    )
+    if task.history:
+        print()
+        print_table(
+            ("TIME", "EVENT", "SESSION", "TOKEN", "ERROR"),
+            (
+                (
+                    time_text(event.time),
+                    enum_word(task_pb2.TaskEventKind.Name, event.kind, "TASK_EVENT_KIND"),
+                    event.session_id or "-",
+                    event.claim_token or "-",
+                    event.error or "-",
+                )
+                for event in task.history
+            ),
+            "",
+        )
