@@ -1,0 +1,41 @@
+"""The SDK: cluster client, metrics buffer, worker, alert listener.
+
+It needs only the generated stubs and the error tree, and talks to the cluster over nothing but the
+public contracts, so whatever it does a client in another language can do too.
+"""
+
+from gaia_grpc.client.alerts import AlertListener, AlertsApi
+from gaia_grpc.client.buffer import MetricsBuffer, MetricsCounters
+from gaia_grpc.client.channels import Peer
+from gaia_grpc.client.client import Client
+from gaia_grpc.client.connection import Connection
+from gaia_grpc.client.metrics import MetricsApi
+from gaia_grpc.client.resources import (
+    LINEARIZABLE,
+    LOCAL,
+    ClassroomsApi,
+    ClusterApi,
+    SessionsApi,
+)
+from gaia_grpc.client.tasks import TasksApi
+from gaia_grpc.client.worker import PermanentTaskError, Worker, WorkerCounters
+
+__all__ = [
+    "LINEARIZABLE",
+    "LOCAL",
+    "AlertListener",
+    "AlertsApi",
+    "ClassroomsApi",
+    "Client",
+    "ClusterApi",
+    "Connection",
+    "MetricsApi",
+    "MetricsBuffer",
+    "MetricsCounters",
+    "Peer",
+    "PermanentTaskError",
+    "SessionsApi",
+    "TasksApi",
+    "Worker",
+    "WorkerCounters",
+]

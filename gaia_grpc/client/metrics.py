@@ -1,0 +1,215 @@
+"""MetricsService, typed, and the buffers that student apps use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+
+from gaia.metrics.v1 import metrics_pb2
+
+from gaia_grpc.client.buffer import (
+    FLUSH_INTERVAL_S,
+    FLUSH_SIZE,
+    MAX_PENDING,
+    URGENT_TYPES,
+    MetricsBuffer,
+    wall_clock_ms,
+)
+from gaia_grpc.client.connection import Connection
+from gaia_grpc.client.publisher import Clock, MetricsPublisher
+from gaia_grpc.client.resources import LINEARIZABLE, Consistency
+from gaia_grpc.client.streams import watch
+
+
+class MetricsApi:
+    """MetricsService."""
+
+    def __init__(self, connection: Connection, clock: Clock = wall_clock_ms) -> None:
+        self._connection = connection
+        self._clock = clock
+        self._publisher: MetricsPublisher | None = None
+        self._buffers: dict[int, MetricsBuffer] = {}
+        self._buffers_made = 0
+
+    @property
+    def publisher(self) -> MetricsPublisher:
+        """The one sender that all buffers of this client share."""
+        if self._publisher is None:
+            self._publisher = MetricsPublisher(self._connection, self._clock)
+        return self._publisher
+
+    def buffer(
+        self,
+        *,
+        student_id: str,
+        app_name: str,
+        classroom_id: str = "",
+        source_id: str | None = None,
+        source_epoch: int | None = None,
+        timeline_id: str = "",
+        clock: Clock | None = None,
+        flush_size: int = FLUSH_SIZE,
+        flush_interval: float = FLUSH_INTERVAL_S,
+        max_pending: int = MAX_PENDING,
+        urgent_types: frozenset[str] = URGENT_TYPES,
+    ) -> MetricsBuffer:
+        """A buffer for one student in one app; closing the client flushes it.
+
+        Args:
+            student_id: whose metrics.
+            app_name: in which app.
+            classroom_id: the student's classroom.
+            source_id: this installation of the app, stable over restarts; buffers may share it.
+                By default one that is unique to this buffer.
+            source_epoch: grows at each start of the source; its start time in ms by default.
+            timeline_id: names a recorded or simulated timeline; empty for live metrics.
+            clock: milliseconds; for a timeline its simulated time.
+            flush_size: metrics that seal a batch.
+            flush_interval: seconds after which a batch is sealed.
+            max_pending: metrics without an outcome beyond which new ones are dropped.
+            urgent_types: metric types that seal their batch at once.
+        """
+        self._buffers_made += 1
+        number = self._buffers_made
+        if source_id is None:
+            source_id = f"{self._connection.client_id}:{number}"
+        buffer = MetricsBuffer(
+            self.publisher,
+            self.publisher.source(source_id, source_epoch),
+            student_id=student_id,
+            app_name=app_name,
+            classroom_id=classroom_id,
+            timeline_id=timeline_id,
+            clock=clock or self._clock,
+            flush_size=flush_size,
+            flush_interval=flush_interval,
+            max_pending=max_pending,
+            urgent_types=urgent_types,
+            on_close=lambda _: self._forget(number),
+        )
+        self._buffers[number] = buffer
+        return buffer
+
+    def _forget(self, number: int) -> None:
+        self._buffers.pop(number, None)
+
+    async def publish(
+        self, batches: Iterable[metrics_pb2.MetricBatch], *, timeout: float | None = None
+    ) -> metrics_pb2.PublishMetricsResponse:
+        """Publishes batches as they are; their identity makes a retry safe."""
+        return await self._connection.call(
+            lambda peer: peer.metrics.PublishMetrics,
+            metrics_pb2.PublishMetricsRequest(batches=list(batches)),
+            timeout=timeout,
+        )
+
+    async def aggregate(
+        self,
+        student_id: str,
+        app_name: str,
+        *,
+        timeline_id: str = "",
+        at_ms: int = 0,
+        consistency: Consistency = LINEARIZABLE,
+        timeout: float | None = None,
+    ) -> metrics_pb2.GetAggregateResponse:
+        """The rolling window of one student in one app."""
+        return await self._connection.call(
+            lambda peer: peer.metrics.GetAggregate,
+            metrics_pb2.GetAggregateRequest(
+                student_id=student_id,
+                app_name=app_name,
+                timeline_id=timeline_id,
+                at_ms=at_ms,
+                consistency=consistency,
+            ),
+            timeout=timeout,
+        )
+
+    async def aggregates(
+        self,
+        classroom_id: str,
+        *,
+        timeline_id: str = "",
+        page_size: int = 1_000,
+        consistency: Consistency = LINEARIZABLE,
+    ) -> AsyncIterator[metrics_pb2.Aggregate]:
+        """All windows of a classroom, ordered by student and app, page by page."""
+        request = metrics_pb2.ListAggregatesRequest(
+            classroom_id=classroom_id,
+            timeline_id=timeline_id,
+            page_size=page_size,
+            consistency=consistency,
+        )
+        while True:
+            page = await self._connection.call(lambda peer: peer.metrics.ListAggregates, request)
+            for aggregate in page.aggregates:
+                yield aggregate
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def history(
+        self,
+        student_id: str,
+        app_name: str,
+        *,
+        timeline_id: str = "",
+        start_ms: int = 0,
+        end_ms: int = 0,
+        page_size: int = 1_000,
+        consistency: Consistency = LINEARIZABLE,
+    ) -> AsyncIterator[metrics_pb2.HistoryWindow]:
+        """Tumbling windows of the past, oldest first, page by page."""
+        request = metrics_pb2.GetHistoryRequest(
+            student_id=student_id,
+            app_name=app_name,
+            timeline_id=timeline_id,
+            start_ms=start_ms,
+            end_ms=end_ms,
+            page_size=page_size,
+            consistency=consistency,
+        )
+        while True:
+            page = await self._connection.call(lambda peer: peer.metrics.GetHistory, request)
+            for window in page.windows:
+                yield window
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def watch_classroom(
+        self,
+        classroom_id: str,
+        *,
+        timeline_id: str = "",
+        interval: float = 5.0,
+        address: str | None = None,
+    ) -> AsyncIterator[metrics_pb2.WatchClassroomResponse]:
+        """Windows on change and at least every `interval` s; all of them after a reconnect."""
+        return watch(
+            self._connection,
+            lambda peer: peer.metrics.WatchClassroom,
+            metrics_pb2.WatchClassroomRequest(
+                classroom_id=classroom_id,
+                timeline_id=timeline_id,
+                interval_ms=round(interval * 1000),
+            ),
+            silence=3 * interval + 1,
+            address=address,
+        )
+
+    async def close(self) -> None:
+        """Flushes and closes every buffer at once, then the publisher.
+
+        Raises:
+            UnavailableError: metrics of some buffer could not be delivered.
+        """
+        ends = await asyncio.gather(
+            *(buffer.close() for buffer in list(self._buffers.values())), return_exceptions=True
+        )
+        if self._publisher is not None:
+            await self._publisher.close()
+        for end in ends:
+            if isinstance(end, BaseException):
+                raise end

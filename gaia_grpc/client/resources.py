@@ -1,0 +1,325 @@
+"""Typed calls by area: sessions, tasks and the cluster itself.
+
+Each method returns the RPC's own response message. Every argument that an RPC knows and a method
+here does not is reachable through `Client.call` with the raw request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import TypeAlias
+
+import grpc
+from gaia.classroom.v1 import classroom_pb2
+from gaia.cluster.v1 import cluster_pb2
+from gaia.common.v1 import common_pb2
+from gaia.session.v1 import session_pb2
+from gaia.task.v1 import task_pb2
+from google.protobuf.duration_pb2 import Duration
+
+from gaia_grpc.client.connection import Connection
+from gaia_grpc.client.rpc_errors import to_gaia_error
+from gaia_grpc.client.streams import watch
+
+Consistency: TypeAlias = "common_pb2.Consistency.ValueType"
+LINEARIZABLE = common_pb2.CONSISTENCY_LINEARIZABLE
+LOCAL = common_pb2.CONSISTENCY_LOCAL
+WATCH_SILENCE_S = 60.0
+
+
+def duration(seconds: float) -> Duration:
+    """Seconds as a protobuf Duration, to the millisecond."""
+    value = Duration()
+    value.FromMilliseconds(round(seconds * 1000))
+    return value
+
+
+class SessionsApi:
+    """SessionService."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def register(
+        self,
+        name: str,
+        *,
+        specialty: str = "",
+        max_concurrent_tasks: int = 1,
+        tier: session_pb2.Tier.ValueType = session_pb2.TIER_WORKER,
+        provider: str = "",
+        labels: Mapping[str, str] | None = None,
+        request_id: str = "",
+        timeout: float | None = None,
+    ) -> session_pb2.RegisterSessionResponse:
+        """Registers a session; the name of a live one raises `AlreadyExistsError`."""
+        request = session_pb2.RegisterSessionRequest(
+            name=name,
+            specialty=specialty,
+            max_concurrent_tasks=max_concurrent_tasks,
+            tier=tier,
+            provider=provider,
+            request_id=request_id,
+            labels=[
+                session_pb2.Label(key=key, value=value)
+                for key, value in sorted((labels or {}).items())
+            ],
+        )
+        return await self._connection.call(
+            lambda peer: peer.sessions.RegisterSession, request, timeout=timeout
+        )
+
+    async def heartbeat(
+        self, session_id: str, *, incarnation: int = 0, timeout: float | None = None
+    ) -> session_pb2.HeartbeatResponse:
+        """Tells that a session is alive; `FailedPreconditionError` asks to register again."""
+        return await self._connection.call(
+            lambda peer: peer.sessions.Heartbeat,
+            session_pb2.HeartbeatRequest(session_id=session_id, incarnation=incarnation),
+            timeout=timeout,
+        )
+
+    async def deregister(
+        self,
+        session_id: str,
+        *,
+        incarnation: int = 0,
+        request_id: str = "",
+        timeout: float | None = None,
+    ) -> session_pb2.DeregisterSessionResponse:
+        """Removes a session; its claims go back to the queue, uncounted."""
+        return await self._connection.call(
+            lambda peer: peer.sessions.DeregisterSession,
+            session_pb2.DeregisterSessionRequest(
+                session_id=session_id, incarnation=incarnation, request_id=request_id
+            ),
+            timeout=timeout,
+        )
+
+    async def get(
+        self,
+        session_id: str,
+        *,
+        consistency: Consistency = LINEARIZABLE,
+        timeout: float | None = None,
+    ) -> session_pb2.GetSessionResponse:
+        """Reads one session."""
+        return await self._connection.call(
+            lambda peer: peer.sessions.GetSession,
+            session_pb2.GetSessionRequest(session_id=session_id, consistency=consistency),
+            timeout=timeout,
+        )
+
+    async def list(
+        self,
+        *,
+        health: session_pb2.Health.ValueType = session_pb2.HEALTH_UNSPECIFIED,
+        tier: session_pb2.Tier.ValueType = session_pb2.TIER_UNSPECIFIED,
+        provider: str = "",
+        page_size: int = 1_000,
+        consistency: Consistency = LINEARIZABLE,
+    ) -> AsyncIterator[session_pb2.Session]:
+        """All matching sessions in the order of their ids, page by page."""
+        request = session_pb2.ListSessionsRequest(
+            health=health,
+            tier=tier,
+            provider=provider,
+            page_size=page_size,
+            consistency=consistency,
+        )
+        while True:
+            page = await self._connection.call(lambda peer: peer.sessions.ListSessions, request)
+            for session in page.sessions:
+                yield session
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def score(
+        self,
+        affinity: str = "",
+        *,
+        page_size: int = 100,
+        consistency: Consistency = LINEARIZABLE,
+        timeout: float | None = None,
+    ) -> session_pb2.ScoreSessionsResponse:
+        """How well each session fits an affinity, best first."""
+        return await self._connection.call(
+            lambda peer: peer.sessions.ScoreSessions,
+            session_pb2.ScoreSessionsRequest(
+                affinity=affinity, page_size=page_size, consistency=consistency
+            ),
+            timeout=timeout,
+        )
+
+    def watch(
+        self,
+        *,
+        tier: session_pb2.Tier.ValueType = session_pb2.TIER_UNSPECIFIED,
+        silence: float = WATCH_SILENCE_S,
+    ) -> AsyncIterator[session_pb2.WatchSessionsResponse]:
+        """Every session once and then each change; after a reconnect the full picture again."""
+        return watch(
+            self._connection,
+            lambda peer: peer.sessions.WatchSessions,
+            session_pb2.WatchSessionsRequest(tier=tier),
+            silence=silence,
+        )
+
+
+class ClassroomsApi:
+    """ClassroomService."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def put(
+        self,
+        classroom_id: str,
+        *,
+        name: str = "",
+        teacher_ids: Sequence[str] = (),
+        student_ids: Sequence[str] = (),
+        request_id: str = "",
+        timeout: float | None = None,
+    ) -> classroom_pb2.PutClassroomResponse:
+        """Creates or replaces a classroom."""
+        return await self._connection.call(
+            lambda peer: peer.classrooms.PutClassroom,
+            classroom_pb2.PutClassroomRequest(
+                classroom_id=classroom_id,
+                name=name,
+                teacher_ids=teacher_ids,
+                student_ids=student_ids,
+                request_id=request_id,
+            ),
+            timeout=timeout,
+        )
+
+    async def get(
+        self,
+        classroom_id: str,
+        *,
+        consistency: Consistency = LINEARIZABLE,
+        timeout: float | None = None,
+    ) -> classroom_pb2.GetClassroomResponse:
+        """Reads one classroom."""
+        return await self._connection.call(
+            lambda peer: peer.classrooms.GetClassroom,
+            classroom_pb2.GetClassroomRequest(classroom_id=classroom_id, consistency=consistency),
+            timeout=timeout,
+        )
+
+
+class ClusterApi:
+    """ClusterService."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def status(
+        self, *, address: str | None = None, at_index: int = 0, timeout: float | None = None
+    ) -> cluster_pb2.GetStatusResponse:
+        """What one peer knows: the one at `address`, or any that answers."""
+        request = cluster_pb2.GetStatusRequest(at_index=at_index)
+        if address is None:
+            return await self._connection.call(
+                lambda peer: peer.cluster.GetStatus, request, timeout=timeout
+            )
+        try:
+            return await self._connection.peers.get(address).cluster.GetStatus(
+                request,
+                timeout=timeout or self._connection.attempt_timeout,
+                metadata=self._connection.metadata,
+            )
+        except grpc.aio.AioRpcError as error:
+            raise to_gaia_error(error) from error
+
+    async def statuses(
+        self, *, at_index: int = 0, timeout: float = 2.0
+    ) -> dict[str, cluster_pb2.GetStatusResponse | Exception]:
+        """The status of every known peer by its client address, or why it has none."""
+        addresses = self._connection.peers.addresses
+        answers = await asyncio.gather(
+            *(
+                self.status(address=address, at_index=at_index, timeout=timeout)
+                for address in addresses
+            ),
+            return_exceptions=True,
+        )
+        found: dict[str, cluster_pb2.GetStatusResponse | Exception] = {}
+        for address, answer in zip(addresses, answers, strict=True):
+            if isinstance(answer, BaseException) and not isinstance(answer, Exception):
+                raise answer
+            found[address] = answer
+        return found
+
+    def watch_status(
+        self, *, interval: float = 5.0, address: str | None = None
+    ) -> AsyncIterator[cluster_pb2.WatchStatusResponse]:
+        """The status on every change of role, term or leader, and at least every `interval` s."""
+        return watch(
+            self._connection,
+            lambda peer: peer.cluster.WatchStatus,
+            cluster_pb2.WatchStatusRequest(interval_ms=round(interval * 1000)),
+            silence=3 * interval + 1,
+            address=address,
+        )
+
+    async def log_entries(
+        self, *, address: str, start_index: int = 0, page_size: int = 10_000
+    ) -> list[cluster_pb2.LogEntry]:
+        """All committed log entries that the peer at `address` keeps, without their content."""
+        request = cluster_pb2.ListLogEntriesRequest(start_index=start_index, page_size=page_size)
+        entries: list[cluster_pb2.LogEntry] = []
+        while True:
+            try:
+                page = await self._connection.peers.get(address).cluster.ListLogEntries(
+                    request,
+                    timeout=self._connection.attempt_timeout,
+                    metadata=self._connection.metadata,
+                )
+            except grpc.aio.AioRpcError as error:
+                raise to_gaia_error(error) from error
+            entries += page.entries
+            if not page.next_page_token:
+                return entries
+            request.page_token = page.next_page_token
+
+    async def settings(
+        self, *, consistency: Consistency = LINEARIZABLE, timeout: float | None = None
+    ) -> cluster_pb2.GetSettingsResponse:
+        """The replicated settings."""
+        return await self._connection.call(
+            lambda peer: peer.cluster.GetSettings,
+            cluster_pb2.GetSettingsRequest(consistency=consistency),
+            timeout=timeout,
+        )
+
+    async def update_settings(
+        self,
+        changes: Mapping[str, str],
+        *,
+        expected_version: int | None = None,
+        request_id: str = "",
+        timeout: float | None = None,
+    ) -> cluster_pb2.UpdateSettingsResponse:
+        """Changes settings through the log, all or none: `{"task.retry_base": "200ms"}`."""
+        return await self._connection.call(
+            lambda peer: peer.cluster.UpdateSettings,
+            cluster_pb2.UpdateSettingsRequest(
+                changes=[
+                    cluster_pb2.SettingChange(name=name, value=value)
+                    for name, value in sorted(changes.items())
+                ],
+                expected_version=expected_version,
+                request_id=request_id,
+            ),
+            timeout=timeout,
+        )
+
+
+def new_tasks(tasks: Iterable[task_pb2.NewTask | str]) -> list[task_pb2.NewTask]:
+    """NewTask messages; a bare string is a task_type."""
+    return [task_pb2.NewTask(task_type=task) if isinstance(task, str) else task for task in tasks]
