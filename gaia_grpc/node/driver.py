@@ -53,7 +53,7 @@ from gaia_grpc.transport.api import (
 
 FEATURE_LEVEL = 1
 _STATUS_TOPIC = "node/status"
-_LOST_ATTEMPTS = 12
+_LOST_ATTEMPTS = 4
 _HANDOVER_TIMEOUT_S = 1.0
 
 log = structlog.get_logger("gaia.node")
@@ -289,35 +289,35 @@ class NodeDriver:
             self._engine.report_unreachable(peer)
 
     def on_leader_gone(self, peer: NodeId, term: Term) -> None:
-        """A killed leader is replaced at once: by rank, so that two do not split the votes."""
+        """A killed leader is replaced at once.
+
+        The followers take turns by rank, a step apart: rank r campaigns at steps r, r + n, r + 2n.
+        Had each repeated a refused pre-vote at the next step, rank 0 (refused because rank 1 had
+        not noticed yet) and rank 1 would campaign at the same moment and split the votes.
+        """
         engine, membership = self._engine, self._membership
         if engine is None or membership is None or engine.stopped:
             return
         candidates = [node_id for node_id in membership.voters if node_id != peer]
         if engine.core.node_id not in candidates:
             return
+        step_s = self._config.consensus.peer_lost_rank_delay_ms / 1000
         rank = candidates.index(engine.core.node_id)
-        delay_s = self._config.consensus.peer_lost_rank_delay_ms / 1000
         log.info("leader_gone", leader=peer, term=term)
-        asyncio.get_running_loop().call_later(
-            rank * delay_s, self._campaign, engine, peer, term, _LOST_ATTEMPTS
-        )
-
-    def _campaign(self, engine: Engine, peer: NodeId, term: Term, attempts: int) -> None:
-        """Repeats a pre-vote that was refused because others had not noticed the loss yet."""
-        core = engine.core
-        if engine.stopped or core.term != term or core.leader_id not in (NO_NODE, peer):
-            return
-        engine.peer_lost(peer, term)
-        if attempts > 1:
-            asyncio.get_running_loop().call_later(
-                self._config.consensus.peer_lost_rank_delay_ms / 1000,
+        loop, now_s = asyncio.get_running_loop(), asyncio.get_running_loop().time()
+        for attempt in range(_LOST_ATTEMPTS):
+            loop.call_at(
+                now_s + (rank + attempt * len(candidates)) * step_s,
                 self._campaign,
                 engine,
                 peer,
                 term,
-                attempts - 1,
             )
+
+    def _campaign(self, engine: Engine, peer: NodeId, term: Term) -> None:
+        core = engine.core
+        if not engine.stopped and core.term == term and core.leader_id in (NO_NODE, peer):
+            engine.peer_lost(peer, term)
 
     async def on_forward(self, call: ForwardedCall) -> ForwardedOutcome:
         """See `InboundHandler.on_forward`."""

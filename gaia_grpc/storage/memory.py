@@ -51,6 +51,9 @@ class MemoryLog:
                 raise StorageDamagedError(f"entry {entry.index} fails its check")
         return found
 
+    def maintain(self) -> None:
+        """Memory needs no housekeeping."""
+
     def close(self) -> None:
         """Writes after it raise."""
         self._closed = True

@@ -1,0 +1,140 @@
+"""Founding: one cluster or none, and never a voter that forgot (design section 4, faults B26)."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gaia_grpc.errors import StartupError, UnavailableError
+from gaia_grpc.raft.types import NodeId
+from gaia_grpc.transport.api import Hello, IdentifyRequest, IdentifyResponse
+from gaia_grpc.transport.memory import MemoryTransport
+from tests.support.local_cluster import LocalCluster, change_setting, read_setting, running
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[LocalCluster]:
+    cluster = LocalCluster(tmp_path)
+    yield cluster
+    await cluster.close()
+
+
+async def test_peers_found_one_cluster_with_their_settings(cluster: LocalCluster) -> None:
+    cluster.settings = (("task.max_retries", "5"),)
+    await cluster.start()
+    await cluster.leader()
+    assert len({driver.status().cluster_id for driver in cluster.drivers.values()}) == 1
+    for driver in cluster.drivers.values():
+        assert await read_setting(driver, "task.max_retries") == "5"
+    await cluster.agree()
+
+
+async def test_single_peer_founds_alone(tmp_path: Path) -> None:
+    async with running(LocalCluster(tmp_path, ("n1",))) as cluster:
+        assert await cluster.leader() == "n1"
+        await cluster.drivers["n1"].propose(
+            change_setting("task.max_retries", "6", "r"), timeout_s=5
+        )
+
+
+async def test_late_peer_takes_the_founding_over(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """n3 answers the founder, and asks again only when the cluster has long been founded."""
+    deaf = asyncio.Event()
+    ask = MemoryTransport.identify
+
+    async def identify(
+        self: MemoryTransport, peer: NodeId, request: IdentifyRequest, timeout_s: float
+    ) -> IdentifyResponse:
+        if request.node_id == "n3" and not deaf.is_set():
+            raise UnavailableError("not yet")
+        return await ask(self, peer, request, timeout_s)
+
+    monkeypatch.setattr(MemoryTransport, "identify", identify)
+    late = asyncio.create_task(cluster.start("n3"))
+    await cluster.start("n1", "n2")
+    leader = await cluster.leader()
+    await cluster.drivers[leader].propose(change_setting("task.max_retries", "6", "r"), timeout_s=5)
+    assert not late.done()
+    deaf.set()
+    await late
+    assert await read_setting(cluster.drivers["n3"], "task.max_retries") == "6"
+
+
+async def test_wiped_peer_neither_founds_nor_votes(cluster: LocalCluster) -> None:
+    await cluster.start()
+    await cluster.leader()
+    await cluster.crash("n1")
+    shutil.rmtree(cluster.root / "n1")
+    with pytest.raises(StartupError, match="founding refused"):
+        await cluster.start("n1")
+    # Even with the right cluster id and name its messages are refused: the uuid is another one.
+    stranger = cluster.directories["n1"].identity()
+    status = cluster.drivers["n2"].status()
+    refusal = cluster.drivers["n2"].accepts(
+        Hello(
+            cluster_id=status.cluster_id,
+            from_node=NodeId("n1"),
+            from_peer_uuid=stranger.peer_uuid,
+            to_node=NodeId("n2"),
+            to_peer_uuid=status.peer_uuid,
+        )
+    )
+    assert refusal is not None
+    assert "other data" in refusal
+
+
+async def test_different_peer_lists_refuse_each_other(cluster: LocalCluster) -> None:
+    other = LocalCluster(cluster.root, ("n1", "n2", "n4"))
+    other.hub, other.network = cluster.hub, cluster.network
+    results = await asyncio.gather(
+        cluster.start("n1"),
+        other.start("n2"),
+        return_exceptions=True,
+    )
+    await other.close()
+    assert all(isinstance(result, StartupError) for result in results), results
+    assert "another --peer list" in str(results[0])
+
+
+async def test_different_settings_refuse_each_other(cluster: LocalCluster) -> None:
+    special = replace(cluster.config("n2"), settings=(("task.max_retries", "9"),))
+    results = await asyncio.gather(
+        cluster.start("n1"), cluster.start("n2", config=special), return_exceptions=True
+    )
+    assert all(isinstance(result, StartupError) for result in results), results
+
+
+async def test_empty_directory_without_bootstrap_does_not_start(cluster: LocalCluster) -> None:
+    with pytest.raises(StartupError, match="--bootstrap"):
+        await cluster.start("n1", config=cluster.config("n1", bootstrap=False))
+
+
+async def test_restart_ignores_bootstrap_and_checks_the_peer_list(cluster: LocalCluster) -> None:
+    await cluster.start()
+    await cluster.crash("n1")
+    fewer = replace(cluster.config("n1"), peers=cluster.config("n1").peers[:2])
+    with pytest.raises(StartupError, match="members of cluster"):
+        await cluster.start("n1", config=fewer)
+    await cluster.crash("n1")
+    await cluster.start("n1")
+    await cluster.leader()
+
+
+async def test_message_of_another_cluster_is_refused(cluster: LocalCluster) -> None:
+    await cluster.start()
+    hello = cluster.drivers["n1"].hello(NodeId("n2"))
+    assert cluster.drivers["n2"].accepts(hello) is None
+    for wrong in (
+        replace(hello, cluster_id="0" * 32),
+        replace(hello, from_node=NodeId("n9")),
+        replace(hello, to_peer_uuid="someone else"),
+        replace(hello, to_node=NodeId("n3")),
+    ):
+        assert cluster.drivers["n2"].accepts(wrong) is not None

@@ -1,0 +1,161 @@
+"""Peers without processes: real drivers and data directories in one loop, a network in memory.
+
+For what needs a hand inside (a cut link, a failing disk). Whatever can be shown from outside is
+shown on real processes in tests/e2e.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+
+from gaia.cluster.v1 import cluster_pb2
+from gaia.command.v1 import command_pb2, query_pb2
+
+from gaia_grpc.config import ConsensusConfig, PeerConfig
+from gaia_grpc.node.api import Applied, ReadConsistency
+from gaia_grpc.node.clock import Clock
+from gaia_grpc.node.driver import NodeDriver
+from gaia_grpc.raft.effects import RoleName
+from gaia_grpc.raft.types import NodeId
+from gaia_grpc.storage.directory import DataDirectory
+from gaia_grpc.transport.memory import MemoryHub, MemoryNetwork
+
+FAST = ConsensusConfig(
+    tick_ms=2,
+    heartbeat_interval_ms=20,
+    election_timeout_min_ms=80,
+    election_timeout_max_ms=160,
+)
+
+
+class LocalCluster:
+    """A few peers on one loop."""
+
+    def __init__(self, root: Path, names: tuple[str, ...] = ("n1", "n2", "n3")) -> None:
+        self.root = root
+        self.names = names
+        self.network = MemoryNetwork(Random(7))
+        self.hub = MemoryHub(self.network)
+        self.drivers: dict[str, NodeDriver] = {}
+        self.directories: dict[str, DataDirectory] = {}
+        self.consensus = FAST
+        self.settings: tuple[tuple[str, str], ...] = ()
+        self.clocks: dict[str, Clock] = {}
+        self.wrap_directory: Callable[[DataDirectory], DataDirectory] = lambda directory: directory
+
+    def config(self, name: str, *, bootstrap: bool = True) -> PeerConfig:
+        """The configuration of one peer; addresses are names only here."""
+        return PeerConfig(
+            node_id=name,
+            listen=f"127.0.0.1:5005{name[1:]}",
+            peer_listen=f"127.0.0.1:5015{name[1:]}",
+            peers=tuple((other, f"127.0.0.1:5015{other[1:]}") for other in self.names),
+            data_dir=str(self.root / name),
+            bootstrap=bootstrap,
+            settings=self.settings,
+            consensus=self.consensus,
+        )
+
+    async def start(self, *names: str, config: PeerConfig | None = None) -> None:
+        """Starts peers side by side; returns when all have founded or restored."""
+        await asyncio.gather(*(self._start(name, config) for name in names or self.names))
+
+    async def _start(self, name: str, config: PeerConfig | None) -> None:
+        directory = self.wrap_directory(DataDirectory.open(self.root / name, NodeId(name)))
+        self.directories[name] = directory
+        driver = NodeDriver(
+            config or self.config(name),
+            directory,
+            self.hub.transport(NodeId(name)),
+            clock=self.clocks.get(name),
+            draw_timeout=Random(f"{name}").randint,
+        )
+        self.drivers[name] = driver
+        await driver.start()
+
+    async def stop(self, name: str) -> None:
+        """Ends one peer in good order."""
+        driver = self.drivers.pop(name)
+        await driver.stop()
+        self.directories.pop(name).close()
+
+    async def crash(self, name: str) -> None:
+        """Ends one peer without a word to the others."""
+        driver = self.drivers.pop(name)
+        engine = driver._engine
+        if engine is not None:
+            await engine.stop()
+        await driver._transport.close()
+        self.directories.pop(name).close()
+
+    async def close(self) -> None:
+        """Ends all."""
+        for name in sorted(self.drivers):
+            await self.crash(name)
+
+    async def leader(self, timeout_s: float = 10.0) -> str:
+        """The peer that leads and accepts writes, as the others see it too."""
+        async with asyncio.timeout(timeout_s):
+            while True:
+                for name, driver in sorted(self.drivers.items()):
+                    status = driver.status()
+                    if status.role is RoleName.LEADER and status.writable:
+                        return name
+                await asyncio.sleep(0.005)
+
+    async def agree(self, timeout_s: float = 10.0) -> bytes:
+        """Waits until all living peers have applied the same; returns the state hash."""
+        async with asyncio.timeout(timeout_s):
+            while True:
+                statuses = [driver.status() for _, driver in sorted(self.drivers.items())]
+                if (
+                    len({status.applied_index for status in statuses}) == 1
+                    and len({status.commit_index for status in statuses}) == 1
+                ):
+                    assert len({status.state_hash for status in statuses}) == 1
+                    return statuses[0].state_hash
+                await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def running(cluster: LocalCluster) -> AsyncIterator[LocalCluster]:
+    """Starts all peers and ends them."""
+    try:
+        await cluster.start()
+        yield cluster
+    finally:
+        await cluster.close()
+
+
+def change_setting(name: str, value: str, request_id: str) -> bytes:
+    """A command that changes one setting."""
+    return command_pb2.Command(
+        request_id=request_id,
+        request_digest=f"{name}={value}".encode(),
+        update_settings=command_pb2.UpdateSettings(
+            changes=[cluster_pb2.SettingChange(name=name, value=value)]
+        ),
+    ).SerializeToString()
+
+
+async def read_setting(
+    driver: NodeDriver,
+    name: str,
+    *,
+    consistency: ReadConsistency = ReadConsistency.LINEARIZABLE,
+    timeout_s: float = 5.0,
+) -> str:
+    """The value of one setting as `driver` reads it."""
+    query = query_pb2.Query(get_settings=cluster_pb2.GetSettingsRequest()).SerializeToString()
+    answer = await driver.read(query, consistency=consistency, timeout_s=timeout_s)
+    settings = query_pb2.QueryResult.FromString(answer).get_settings.settings
+    return next(setting.value for setting in settings.settings if setting.name == name)
+
+
+def result_of(applied: Applied) -> command_pb2.CommandResult:
+    """The decoded result."""
+    return command_pb2.CommandResult.FromString(applied.result)
