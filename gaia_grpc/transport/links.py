@@ -1,0 +1,162 @@
+"""Small parts that both directions share: counters, bounded queues, tracked tasks, the probe."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import structlog
+
+from gaia_grpc.raft.messages import AppendRequest, AppendResponse
+from gaia_grpc.raft.types import Term
+from gaia_grpc.transport.api import PeerStats
+
+log = structlog.get_logger("gaia.transport")
+
+FramePayload = TypeVar("FramePayload", AppendRequest, AppendResponse)
+
+_PROBE_WAIT_S = 0.1
+_PROBE_TRIES = 5
+_PROBE_PAUSE_S = 0.005
+
+
+@dataclass(slots=True)
+class Counters:
+    """What `PeerStats` shows of one peer."""
+
+    sent: int = 0
+    received: int = 0
+    dropped: int = 0
+    connects: int = 0
+    breaks: int = 0
+    refused: int = 0
+
+    def snapshot(self, queued: int) -> PeerStats:
+        """The values now."""
+        return PeerStats(
+            self.sent,
+            self.received,
+            self.dropped,
+            queued,
+            self.connects,
+            self.breaks,
+            self.refused,
+        )
+
+
+class FrameQueue(Generic[FramePayload]):
+    """Messages that wait for one stream, bounded by number and by the bytes of their entries."""
+
+    def __init__(self, max_frames: int, max_size_bytes: int) -> None:
+        self._frames: deque[tuple[Term, FramePayload, int]] = deque()
+        self._max_frames = max_frames
+        self._max_size_bytes = max_size_bytes
+        self._size_bytes = 0
+        self.changed = asyncio.Event()
+        """Set by each `put`; whoever waits clears it first and looks at the queue again."""
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def put(self, term: Term, payload: FramePayload, size_bytes: int = 0) -> bool:
+        """False if the queue is full; a message larger than the bound passes through alone."""
+        frames = self._frames
+        if len(frames) >= self._max_frames:
+            return False
+        if frames and self._size_bytes + size_bytes > self._max_size_bytes:
+            return False
+        frames.append((term, payload, size_bytes))
+        self._size_bytes += size_bytes
+        self.changed.set()
+        return True
+
+    def pop(self) -> tuple[Term, FramePayload]:
+        """The oldest message; there must be one."""
+        term, payload, size_bytes = self._frames.popleft()
+        self._size_bytes -= size_bytes
+        return term, payload
+
+    def clear(self) -> int:
+        """Drops all; returns how many."""
+        dropped = len(self._frames)
+        self._frames.clear()
+        self._size_bytes = 0
+        return dropped
+
+
+class TaskSet:
+    """Tasks that are kept until they end and awaited at `close`."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Starts a task; an exception of it is logged, since nobody awaits its result."""
+        task = asyncio.create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("task failed", task=task.get_name(), exc_info=error)
+
+    async def join(self, timeout_s: float) -> None:
+        """Waits for those that end by themselves."""
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=timeout_s)
+
+    async def close(self) -> None:
+        """Cancels what still runs and waits for its end."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+async def end_task(task: asyncio.Task[None]) -> None:
+    """Cancels a task, waits for its end and logs what it died of."""
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("task failed", task=task.get_name(), exc_info=error)
+
+
+async def refuses_connections(address: str) -> bool:
+    """Whether nobody listens at `address` (host:port) any more.
+
+    A process that is being killed may close its connections a moment before its listening socket,
+    and then a connect still succeeds and ends at once: such an end is asked again. A paused process
+    accepts and says nothing: it is alive. So is a host that does not answer at all, as far as
+    anyone can tell from here.
+    """
+    host, _, port = address.rpartition(":")
+    for _ in range(_PROBE_TRIES):
+        try:
+            async with asyncio.timeout(_PROBE_WAIT_S):
+                reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+                try:
+                    if await reader.read(1):
+                        return False
+                finally:
+                    writer.close()
+                    with contextlib.suppress(OSError):
+                        await writer.wait_closed()
+        except ConnectionRefusedError:
+            return True
+        except TimeoutError:
+            return False
+        except OSError:
+            # Reset, or no route: only a refusal proves that the process is gone.
+            pass
+        await asyncio.sleep(_PROBE_PAUSE_S)
+    return False

@@ -1,0 +1,275 @@
+"""The receiving side of `gaia.raft.v1.RaftService`.
+
+Every stream and every unary call but Identify begins with a Hello that the handler must accept;
+otherwise it ends with FAILED_PRECONDITION (reason IDENTITY_REFUSED), logged once a speaker and
+reason. Handlers hand messages to the driver as they come and send what the driver answers later;
+they hold no rule of consensus.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Never
+
+import grpc
+from gaia.raft.v1 import raft_pb2 as pb
+from gaia.raft.v1 import raft_pb2_grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from gaia_grpc.errors import DOMAIN, IdentityRefusedError, InvalidArgumentError
+from gaia_grpc.raft.messages import AppendResponse, PreVoteResponse, VoteResponse
+from gaia_grpc.raft.types import NodeId, Term
+from gaia_grpc.transport.api import InboundHandler
+from gaia_grpc.transport.forward_session import ForwardSession
+from gaia_grpc.transport.links import (
+    Counters,
+    FrameQueue,
+    TaskSet,
+    end_task,
+    log,
+    refuses_connections,
+)
+from gaia_grpc.transport.options import TransportOptions
+from gaia_grpc.transport.wire import (
+    append_request_from_proto,
+    append_response_to_proto,
+    hello_from_proto,
+    timeout_now_from_proto,
+    vote_request_from_proto,
+    vote_response_to_proto,
+)
+from gaia_grpc.transport.wire_calls import identify_request_from_proto, identify_response_to_proto
+
+Context = grpc.aio.ServicerContext
+
+MAX_NOTED_REFUSALS = 1_000
+
+
+class RaftServicer(raft_pb2_grpc.RaftServiceServicer):
+    """Serves the other peers; answers UNAVAILABLE before `start` and after `close`."""
+
+    def __init__(
+        self, node_id: NodeId, addresses: Mapping[NodeId, str], options: TransportOptions
+    ) -> None:
+        self._node_id = node_id
+        self._addresses = addresses
+        self._options = options
+        self._inbound: InboundHandler | None = None
+        self._counters: Mapping[NodeId, Counters] = {}
+        self._append_answers: dict[NodeId, FrameQueue[AppendResponse]] = {}
+        self._votes: dict[tuple[NodeId, bool], deque[asyncio.Future[pb.RequestVoteResponse]]] = {}
+        self._streams: set[asyncio.Task[None]] = set()
+        self._probes = TaskSet()
+        self._refusals: dict[tuple[NodeId, str], None] = {}
+        self._closing = False
+
+    def start(self, inbound: InboundHandler, counters: Mapping[NodeId, Counters]) -> None:
+        """From now on calls are answered."""
+        self._inbound = inbound
+        self._counters = counters
+
+    async def close(self) -> None:
+        """Ends open streams, so that a server's stop need not wait for them."""
+        self._closing = True
+        for task in list(self._streams):
+            task.cancel()
+        await self._probes.close()
+
+    # --- what the driver answers ---------------------------------------------------------------
+
+    def answer_append(self, peer: NodeId, term: Term, payload: AppendResponse) -> bool:
+        """Puts an answer on the newest stream of `peer`; False if there is none."""
+        queue = self._append_answers.get(peer)
+        return queue is not None and queue.put(term, payload)
+
+    def answer_vote(
+        self, peer: NodeId, term: Term, payload: PreVoteResponse | VoteResponse
+    ) -> bool:
+        """Answers the oldest open call of that kind; False if the caller is gone.
+
+        Which call it is does not matter: the answer names its term, and the candidate counts it
+        only in that term.
+        """
+        waiting = self._votes.get((peer, isinstance(payload, PreVoteResponse)))
+        while waiting:
+            future = waiting.popleft()
+            if not future.done():
+                future.set_result(vote_response_to_proto(term, payload))
+                return True
+        return False
+
+    # --- RPCs ------------------------------------------------------------------------------------
+
+    async def RequestVote(
+        self, request: pb.RequestVoteRequest, context: Context[Any, Any]
+    ) -> pb.RequestVoteResponse:
+        inbound, peer = await self._accept(request.hello, context)
+        try:
+            envelope = vote_request_from_proto(request, peer, self._node_id)
+        except InvalidArgumentError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
+        waiting = self._votes.setdefault((peer, request.pre_vote), deque())
+        future: asyncio.Future[pb.RequestVoteResponse] = asyncio.get_running_loop().create_future()
+        waiting.append(future)
+        try:
+            inbound.on_message(envelope)
+            async with asyncio.timeout(self._options.vote_timeout_ms / 1000):
+                return await future
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no vote in time")
+        finally:
+            if future in waiting:
+                waiting.remove(future)
+
+    async def TimeoutNow(
+        self, request: pb.TimeoutNowRequest, context: Context[Any, Any]
+    ) -> pb.TimeoutNowResponse:
+        inbound, peer = await self._accept(request.hello, context)
+        try:
+            inbound.on_message(timeout_now_from_proto(request, peer, self._node_id))
+        except InvalidArgumentError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
+        return pb.TimeoutNowResponse(term=request.term)
+
+    async def Identify(
+        self, request: pb.IdentifyRequest, context: Context[Any, Any]
+    ) -> pb.IdentifyResponse:
+        inbound = await self._started(context)
+        response = inbound.on_identify(identify_request_from_proto(request))
+        return identify_response_to_proto(response)
+
+    async def InstallSnapshot(
+        self, request_iterator: object, context: Context[Any, Any]
+    ) -> pb.InstallSnapshotResponse:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this version installs no snapshots yet")
+
+    async def AppendEntries(  # type: ignore[override]  # aio handlers may write through the context
+        self, request_iterator: object, context: Context[Any, Any]
+    ) -> None:
+        first = await context.read()
+        if not isinstance(first, pb.AppendEntriesRequest):
+            return
+        inbound, peer = await self._accept(first.hello, context)
+        await context.send_initial_metadata(())
+        answers: FrameQueue[AppendResponse] = FrameQueue(self._options.max_queue_frames, 0)
+        self._append_answers[peer] = answers
+        stream = _AppendSession(
+            inbound, self._node_id, peer, self._counters.get(peer) or Counters()
+        )
+        writer = asyncio.create_task(_write_answers(answers, context), name=f"answers-to-{peer}")
+        try:
+            await self._run_stream(stream.read(first, context), context)
+        finally:
+            if self._append_answers.get(peer) is answers:
+                del self._append_answers[peer]
+            await end_task(writer)
+            if not stream.closed_by_leader and not self._closing:
+                self._probes.spawn(self._probe(inbound, peer, stream.term), f"probe-{peer}")
+
+    async def Forward(  # type: ignore[override]  # aio handlers may write through the context
+        self, request_iterator: object, context: Context[Any, Any]
+    ) -> None:
+        first = await context.read()
+        if not isinstance(first, pb.ForwardRequest):
+            return
+        inbound, _ = await self._accept(first.hello, context)
+        await context.send_initial_metadata(())
+        session = ForwardSession(inbound, self._options)
+        try:
+            await self._run_stream(session.read(first, context), context)
+        finally:
+            await session.close()
+
+    # --- shared ----------------------------------------------------------------------------------
+
+    async def _run_stream(self, reading: Any, context: Context[Any, Any]) -> None:
+        """Reads to the end in a task of its own, which `close` can end."""
+        reader = asyncio.create_task(reading)
+        self._streams.add(reader)
+        try:
+            await asyncio.wait([reader])
+            if reader.cancelled():
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "this peer is stopping")
+            error = reader.exception()
+            if isinstance(error, InvalidArgumentError):
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
+            if error is not None:
+                raise error
+        finally:
+            self._streams.discard(reader)
+            reader.cancel()
+            await asyncio.wait([reader])
+
+    async def _started(self, context: Context[Any, Any]) -> InboundHandler:
+        if self._inbound is None or self._closing:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "this peer is not serving peers now")
+        return self._inbound
+
+    async def _accept(
+        self, message: pb.Hello, context: Context[Any, Any]
+    ) -> tuple[InboundHandler, NodeId]:
+        inbound = await self._started(context)
+        hello = hello_from_proto(message)
+        reason = inbound.accepts(hello)
+        if reason is not None:
+            await self._refuse(hello.from_node, reason, context)
+        return inbound, hello.from_node
+
+    async def _refuse(self, peer: NodeId, reason: str, context: Context[Any, Any]) -> Never:
+        counters = self._counters.get(peer)
+        if counters is not None:
+            counters.refused += 1
+        if (peer, reason) not in self._refusals and len(self._refusals) < MAX_NOTED_REFUSALS:
+            self._refusals[(peer, reason)] = None
+            log.warning("peer refused", peer=peer, reason=reason, address=context.peer())
+        detail = any_pb2.Any()
+        detail.Pack(error_details_pb2.ErrorInfo(reason=IdentityRefusedError.reason, domain=DOMAIN))
+        status = status_pb2.Status(
+            code=grpc.StatusCode.FAILED_PRECONDITION.value[0], message=reason, details=[detail]
+        )
+        await context.abort_with_status(rpc_status.to_status(status))
+        raise IdentityRefusedError(reason)
+
+    async def _probe(self, inbound: InboundHandler, peer: NodeId, term: Term) -> None:
+        address = self._addresses.get(peer)
+        if address is not None and await refuses_connections(address):
+            inbound.on_leader_gone(peer, term)
+
+
+class _AppendSession:
+    """What one inbound append stream has brought so far."""
+
+    def __init__(
+        self, inbound: InboundHandler, node_id: NodeId, peer: NodeId, counters: Counters
+    ) -> None:
+        self._inbound = inbound
+        self._node_id = node_id
+        self._peer = peer
+        self._counters = counters
+        self.term = Term(0)
+        self.closed_by_leader = False
+
+    async def read(self, first: pb.AppendEntriesRequest, context: Context[Any, Any]) -> None:
+        """Delivers frames until the stream ends; raises `InvalidArgumentError`."""
+        message: object = first
+        while isinstance(message, pb.AppendEntriesRequest):
+            if message.closing:
+                self.closed_by_leader = True
+                return
+            envelope = append_request_from_proto(message, self._peer, self._node_id)
+            self.term = max(self.term, envelope.term)
+            self._counters.received += 1
+            self._inbound.on_message(envelope)
+            message = await context.read()
+
+
+async def _write_answers(answers: FrameQueue[AppendResponse], context: Context[Any, Any]) -> None:
+    while True:
+        while answers:
+            await context.write(append_response_to_proto(*answers.pop()))
+        answers.changed.clear()
+        await answers.changed.wait()
