@@ -201,6 +201,8 @@ class Alert(_message.Message):
     PUSHED_FIELD_NUMBER: _builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    RESOLVED_BY_FIELD_NUMBER: _builtins.int
+    RESOLUTION_NOTE_FIELD_NUMBER: _builtins.int
     alert_id: _builtins.str
     """Id, minted by the cluster."""
     classroom_id: _builtins.str
@@ -245,6 +247,10 @@ class Alert(_message.Message):
     """Whether it was pushed; false: it stands on the board only."""
     last_sequence: _builtins.int
     """Sequence of its newest event."""
+    resolved_by: _builtins.str
+    """Teacher who closed it; empty where the episode ended by itself."""
+    resolution_note: _builtins.str
+    """What that teacher wrote."""
     @_builtins.property
     def evidence(self) -> _containers.RepeatedCompositeFieldContainer[Global___Evidence]:
         """Why it was raised."""
@@ -279,10 +285,12 @@ class Alert(_message.Message):
         pushed: _builtins.bool = ...,
         last_sequence: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        resolved_by: _builtins.str = ...,
+        resolution_note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_by", b"acknowledged_by", "alert_id", b"alert_id", "app_name", b"app_name", "base_rate", b"base_rate", "classroom_id", b"classroom_id", "confidence", b"confidence", "coverage", b"coverage", "create_time", b"create_time", "detected_at_ms", b"detected_at_ms", "evidence", b"evidence", "explanation", b"explanation", "last_sequence", b"last_sequence", "model_version", b"model_version", "muted_until_ms", b"muted_until_ms", "pattern", b"pattern", "pushed", b"pushed", "resolved_at_ms", b"resolved_at_ms", "severity", b"severity", "state", b"state", "student_id", b"student_id", "suggested_action", b"suggested_action", "timeline_id", b"timeline_id", "window_s", b"window_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_by", b"acknowledged_by", "alert_id", b"alert_id", "app_name", b"app_name", "base_rate", b"base_rate", "classroom_id", b"classroom_id", "confidence", b"confidence", "coverage", b"coverage", "create_time", b"create_time", "detected_at_ms", b"detected_at_ms", "evidence", b"evidence", "explanation", b"explanation", "last_sequence", b"last_sequence", "model_version", b"model_version", "muted_until_ms", b"muted_until_ms", "pattern", b"pattern", "pushed", b"pushed", "resolution_note", b"resolution_note", "resolved_at_ms", b"resolved_at_ms", "resolved_by", b"resolved_by", "severity", b"severity", "state", b"state", "student_id", b"student_id", "suggested_action", b"suggested_action", "timeline_id", b"timeline_id", "window_s", b"window_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -228,7 +228,7 @@ class BatchResult(_message.Message):
     time_shift_ms: _builtins.int
     """Log time minus the device's clock, in milliseconds: how far the metrics were shifted."""
     reason: _builtins.str
-    """Reason of a refusal: ALREADY_EXISTS or OUT_OF_RANGE."""
+    """Reason of a refusal: ALREADY_EXISTS, OUT_OF_RANGE, RESOURCE_EXHAUSTED or INVALID_ARGUMENT."""
     message: _builtins.str
     """The refusal for people."""
     @_builtins.property

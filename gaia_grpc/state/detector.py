@@ -1,0 +1,194 @@
+"""Confidence of an alert: the model `prior-1`.
+
+What it may claim: `confidence` estimates the probability that this student will struggle
+unproductively in this app during the next 5 minutes. It is no reading of an emotion. `prior-1` has
+weights and cohort figures set by hand and fitted to nothing, so its figures are an ordering with a
+sober scale and not a measured frequency; nobody may call them an accuracy.
+
+Inputs are what this form knows: the share of errors in the window, the share of the last 10
+attempts that went wrong, and the errors since the last success. Each is put on the cohort's scale,
+capped to [-2, 4], and enters with a weight of 0 or more, so more failure never lowers the result.
+A student of whom little is known is drawn to the base rate: c = base + (p - base) * m / (m + 6),
+with m decisions in the window. Which of the two channels (failures, successes) had data is the
+coverage.
+
+Only + - * / and comparisons on floats, and a logistic function out of a table: every machine gets
+the same bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from gaia_grpc.state.packing import MICRO
+from gaia_grpc.state.patterns import ACCURACY_TYPE, ERROR_TYPES, SUCCESS_TYPES, streak_micro
+from gaia_grpc.state.windows import StudentWindow
+
+MODEL_VERSION: Final = "prior-1"
+LAST_ATTEMPTS: Final = 10
+STREAK_CAP: Final = 8
+SHRINK: Final = 6.0
+Z_LOW, Z_HIGH = -2.0, 4.0
+SUCCESS, GRADED, FAILURE = 0, 1, 2
+
+BASE_RATE, BASE_LOGIT = 0.05, -2.9444389791664403
+MATH_BASE_RATE, MATH_BASE_LOGIT = 0.08, -2.4423470353692043
+"""Observed in algebra lessons; elsewhere a little above what observers coded in classrooms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """An input: weight per standard deviation, and the cohort's mean and deviation."""
+
+    name: str
+    weight: float
+    mean: float
+    deviation: float
+
+    def z(self, value: float) -> float:
+        """The value on the cohort's scale."""
+        return min(max((value - self.mean) / self.deviation, Z_LOW), Z_HIGH)
+
+
+ERROR_RATE: Final = Feature("error_rate", 0.90, 0.22, 0.15)
+LAST_TEN: Final = Feature("wrong_of_last_10", 0.50, 0.20, 0.20)
+STREAK: Final = Feature("error_streak", 0.50, 0.50, 1.50)
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """What one input added to the log-odds."""
+
+    feature: Feature
+    value: float
+    contribution: float
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What the model says of one window."""
+
+    confidence: float
+    base_rate: float
+    coverage: float
+    wrong: float
+    """Errors in the window."""
+    decisions: float
+    """Errors and successes in the window."""
+    streak: float
+    contributions: tuple[Contribution, ...]
+
+
+def estimate(window: StudentWindow, app_name: str, end_ms: int, window_ms: int) -> Estimate:
+    """The model on `end_ms - window_ms < t <= end_ms`."""
+    attempts = _attempts(window, end_ms - window_ms, end_ms)
+    wrong = sum([attempt[2] for attempt in attempts]) / MICRO
+    decisions = sum([attempt[3] for attempt in attempts]) / MICRO
+    streak_limit = STREAK_CAP * MICRO
+    streak = min(streak_micro(window, end_ms, window_ms, streak_limit), streak_limit) / MICRO
+    base, logit = BASE_RATE, BASE_LOGIT
+    if app_name.lower().startswith("math"):
+        base, logit = MATH_BASE_RATE, MATH_BASE_LOGIT
+    inputs = (
+        (ERROR_RATE, (wrong + 1.0) / (decisions + 4.0)),
+        (LAST_TEN, _wrong_of_last(attempts)),
+        (STREAK, streak),
+    )
+    contributions = tuple(
+        Contribution(feature, value, feature.weight * feature.z(value)) for feature, value in inputs
+    )
+    for part in contributions:
+        logit += part.contribution
+    shrunk = base + (logistic(logit) - base) * decisions / (decisions + SHRINK)
+    failures = any(attempt[1] != SUCCESS for attempt in attempts)
+    successes = any(attempt[1] != FAILURE for attempt in attempts)
+    return Estimate(
+        confidence=round(shrunk * MICRO) / MICRO,
+        base_rate=base,
+        coverage=(failures + successes) / 2,
+        wrong=wrong,
+        decisions=decisions,
+        streak=streak,
+        contributions=contributions,
+    )
+
+
+def _attempts(window: StudentWindow, start_ms: int, end_ms: int) -> list[tuple[int, int, int, int]]:
+    """(time, channel, micro-wrong, micro-attempts), ascending; successes first at one instant.
+
+    An accuracy is both a success and a failure, in shares.
+    """
+    found: list[tuple[int, int, int, int]] = []
+    for metric_type in (*SUCCESS_TYPES, ACCURACY_TYPE, *ERROR_TYPES):
+        series = window.series.get(metric_type)
+        if series is None:
+            continue
+        first, last = series.range(start_ms, end_ms)
+        events = zip(series.times[first:last], series.values[first:last], strict=True)
+        if metric_type in ERROR_TYPES:
+            found += [(time_ms, FAILURE, value, value) for time_ms, value in events if value > 0]
+        elif metric_type == ACCURACY_TYPE:
+            found += [(time_ms, GRADED, MICRO - _share(value), MICRO) for time_ms, value in events]
+        elif metric_type == "correct":
+            found += [(time_ms, SUCCESS, 0, value) for time_ms, value in events if value > 0]
+        else:
+            found += [(time_ms, SUCCESS, 0, MICRO) for time_ms, value in events if value > 0]
+    found.sort()
+    return found
+
+
+def _share(accuracy_micro: int) -> int:
+    """An accuracy written as 0..1 or as 0..100, in millionths of the whole."""
+    share = accuracy_micro if accuracy_micro <= MICRO else accuracy_micro // 100
+    return min(max(share, 0), MICRO)
+
+
+def _wrong_of_last(attempts: list[tuple[int, int, int, int]]) -> float:
+    """Share of the last 10 attempts that went wrong; 0 where there are none."""
+    left = LAST_ATTEMPTS * MICRO
+    wrong = 0.0
+    for _, _, micro_wrong, micro_attempts in reversed(attempts):
+        taken = min(micro_attempts, left)
+        wrong += micro_wrong * taken / micro_attempts
+        left -= taken
+        if not left:
+            break
+    seen = LAST_ATTEMPTS * MICRO - left
+    return wrong / seen if seen else 0.0
+
+
+# --- the logistic function ------------------------------------------------------------------------
+
+TABLE_STEP: Final = 16
+"""Places of the table in one unit of log-odds."""
+TABLE_REACH: Final = 12
+_SCALE: Final = 1 << 96
+
+
+def _exp_scaled(numerator: int, denominator: int) -> int:
+    """exp(numerator / denominator) * 2**96 for a positive fraction, by its series in integers."""
+    total = term = _SCALE
+    step = 0
+    while term:
+        step += 1
+        term = term * numerator // (denominator * step)
+        total += term
+    return total
+
+
+_VALUES: Final = tuple(
+    exp / (exp + _SCALE)
+    for exp in (_exp_scaled(place, TABLE_STEP) for place in range(TABLE_REACH * TABLE_STEP + 1))
+)
+
+
+def logistic(x: float) -> float:
+    """1 / (1 + exp(-x)), linear between places 1/16 apart (error below 5e-5), never falling."""
+    if x < 0:
+        return 1.0 - logistic(-x)
+    if x >= TABLE_REACH:
+        return _VALUES[-1]
+    place = int(x * TABLE_STEP)
+    low, high = _VALUES[place], _VALUES[place + 1]
+    return low + (high - low) * (x * TABLE_STEP - place)

@@ -1,0 +1,184 @@
+"""Which batches were applied: deduplication by (source_id, source_epoch, sequence).
+
+Of each epoch the high-water mark and the last 1,024 sequences (`metrics.dedup_sequences`, as it was
+when the epoch began) are kept, in a ring of 16 bytes each: 12 bytes of the content digest and the
+two counts that a repeat is answered with. Sequences may come in any order; one inside the kept
+range that was not seen is new, one below it may have been counted and is refused as OUT_OF_RANGE,
+never taken for a success.
+
+An epoch below the newest of its source is served from its own record while that is kept. Without a
+record it may be one that was dropped, so it is refused.
+
+Bounded: epochs a source, sources, and both by log time without a batch (`due`, oldest first).
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+KEPT_EPOCHS: Final = 4
+MAX_SOURCES: Final = 200_000
+IDLE_AFTER_MS: Final = 3_600_000
+"""Far more than the 5 minutes for which a sender repeats a batch."""
+EVICTED_AT_ONCE: Final = 64
+
+_SLOT_BYTES: Final = 16
+_DIGEST_BYTES: Final = 12
+_ABSENT: Final = b"\xff" * _SLOT_BYTES
+"""No batch counts 65,535 accepted and 65,535 late metrics: it has at most 10,000."""
+
+
+class Admission(Enum):
+    """What a batch is to its source."""
+
+    NEW = "new"
+    DUPLICATE = "duplicate"
+    OTHER_CONTENT = "other content"
+    TOO_OLD = "too old"
+    TABLE_FULL = "table full"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The admission, and for a duplicate the counts of its first time."""
+
+    admission: Admission
+    accepted_count: int = 0
+    late_count: int = 0
+
+
+NEW: Final = Verdict(Admission.NEW)
+OTHER_CONTENT: Final = Verdict(Admission.OTHER_CONTENT)
+TOO_OLD: Final = Verdict(Admission.TOO_OLD)
+TABLE_FULL: Final = Verdict(Admission.TABLE_FULL)
+
+
+class EpochRecord:
+    """The applied sequences of one epoch."""
+
+    __slots__ = ("high_water", "kept", "slots")
+
+    def __init__(self, kept: int) -> None:
+        self.kept = kept
+        self.high_water = 0
+        self.slots = bytearray()
+        """Slot s % kept belongs to sequence s of (high_water - kept, high_water]; grows as used."""
+
+    def find(self, sequence: int, digest: bytes) -> Verdict:
+        """What `sequence` with this content is."""
+        if sequence > self.high_water:
+            return NEW
+        if sequence <= self.high_water - self.kept:
+            return TOO_OLD
+        at = sequence % self.kept * _SLOT_BYTES
+        slot = self.slots[at : at + _SLOT_BYTES]
+        if not slot or slot == _ABSENT:
+            return NEW
+        if slot[:_DIGEST_BYTES] != digest[:_DIGEST_BYTES]:
+            return OTHER_CONTENT
+        return Verdict(
+            Admission.DUPLICATE,
+            accepted_count=int.from_bytes(slot[12:14], "little"),
+            late_count=int.from_bytes(slot[14:16], "little"),
+        )
+
+    def record(self, sequence: int, digest: bytes, accepted_count: int, late_count: int) -> None:
+        """Keeps a batch that `find` called NEW."""
+        if sequence > self.high_water:
+            # The slots of those that were jumped over still hold sequences `kept` earlier.
+            jumped = max(self.high_water + 1, sequence - self.kept + 1)
+            for skipped in range(jumped, sequence):
+                self._put(skipped, _ABSENT, grow=False)
+            self.high_water = sequence
+        slot = (
+            digest[:_DIGEST_BYTES].ljust(_DIGEST_BYTES, b"\0")
+            + accepted_count.to_bytes(2, "little")
+            + late_count.to_bytes(2, "little")
+        )
+        self._put(sequence, slot, grow=True)
+
+    def _put(self, sequence: int, slot: bytes, *, grow: bool) -> None:
+        at = sequence % self.kept * _SLOT_BYTES
+        missing = at + _SLOT_BYTES - len(self.slots)
+        if missing > 0:
+            if not grow:
+                return
+            self.slots += _ABSENT * (missing // _SLOT_BYTES)
+        self.slots[at : at + _SLOT_BYTES] = slot
+
+
+@dataclass(slots=True)
+class SourceRecord:
+    """The epochs of one source, ascending, and when its last batch came."""
+
+    epochs: dict[int, EpochRecord] = field(default_factory=dict)
+    touched_ms: int = 0
+
+
+class Sources:
+    """All senders. `admit` decides and changes nothing; `record` keeps what was applied."""
+
+    __slots__ = ("_due", "_records")
+
+    def __init__(self) -> None:
+        self._records: dict[str, SourceRecord] = {}
+        self._due: list[tuple[int, str]] = []
+        """Heap of (no later than its idle time, source): moved on when it comes to the top."""
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def admit(self, source_id: str, epoch: int, sequence: int, digest: bytes) -> Verdict:
+        """What this batch is."""
+        record = self._records.get(source_id)
+        if record is None:
+            return NEW if len(self._records) < MAX_SOURCES else TABLE_FULL
+        known = record.epochs.get(epoch)
+        if known is not None:
+            return known.find(sequence, digest)
+        return NEW if epoch > max(record.epochs) else TOO_OLD
+
+    def record(
+        self,
+        source_id: str,
+        epoch: int,
+        sequence: int,
+        digest: bytes,
+        *,
+        accepted_count: int,
+        late_count: int,
+        now_ms: int,
+        kept: int,
+    ) -> None:
+        """Keeps a batch that `admit` called NEW; a new epoch remembers `kept` sequences."""
+        record = self._records.get(source_id)
+        if record is None:
+            record = self._records[source_id] = SourceRecord()
+            heapq.heappush(self._due, (now_ms + IDLE_AFTER_MS, source_id))
+        record.touched_ms = now_ms
+        known = record.epochs.get(epoch)
+        if known is None:
+            known = record.epochs[epoch] = EpochRecord(kept)
+            if len(record.epochs) > KEPT_EPOCHS:
+                del record.epochs[min(record.epochs)]
+        known.record(sequence, digest, accepted_count, late_count)
+
+    def evict_idle(self, now_ms: int) -> int:
+        """Forgets up to 64 sources that were silent for an hour, the longest silent first.
+
+        The heap's times are lower bounds; one that is too low is put back with the true one. So
+        what goes, and in which order, depends on the records alone.
+        """
+        evicted = 0
+        while evicted < EVICTED_AT_ONCE and self._due and self._due[0][0] <= now_ms:
+            _, source_id = heapq.heappop(self._due)
+            due_ms = self._records[source_id].touched_ms + IDLE_AFTER_MS
+            if due_ms <= now_ms:
+                del self._records[source_id]
+                evicted += 1
+            else:
+                heapq.heappush(self._due, (due_ms, source_id))
+        return evicted

@@ -1,0 +1,168 @@
+"""Where windows live: one timeline for live metrics and one for each recording or simulation.
+
+A timeline has a clock, the windows of its students, and for every classroom the sorted list of its
+windows, so that a classroom's page costs the same however many other students there are. Live, the
+clock is log time; elsewhere it is the highest `sent_at_ms` accepted, never extrapolated.
+
+Bounded: windows, timelines, and both by log time without a batch, oldest first. As everywhere here,
+the heaps hold lower bounds of the due times that the records give, so that what is forgotten is a
+function of the records alone.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left, bisect_right, insort
+from typing import Final, TypeAlias
+
+from gaia_grpc.state.windows import StudentWindow
+
+LIVE: Final = ""
+"""The id of the timeline of live metrics."""
+MAX_WINDOWS: Final = 1_000_000
+MAX_TIMELINES: Final = 1_000
+WINDOW_IDLE_MS: Final = 900_000
+"""A live window is forgotten after this long without a batch; it is long empty by then."""
+TIMELINE_IDLE_MS: Final = 3_600_000
+EVICTED_AT_ONCE: Final = 64
+
+Key: TypeAlias = tuple[str, str]
+"""(student_id, app_name)."""
+
+
+class Timeline:
+    """The windows of one timeline, by student and app."""
+
+    __slots__ = (
+        "_due", "_idle_ms", "classrooms", "clock_ms", "timeline_id", "touched_ms", "windows",
+    )  # fmt: skip
+
+    def __init__(self, timeline_id: str) -> None:
+        self.timeline_id = timeline_id
+        self._idle_ms = WINDOW_IDLE_MS
+        self.clock_ms = 0
+        self.touched_ms = 0
+        """Log time of the last batch."""
+        self.windows: dict[Key, StudentWindow] = {}
+        self.classrooms: dict[str, list[Key]] = {}
+        self._due: list[tuple[int, Key]] = []
+
+    @property
+    def live(self) -> bool:
+        """Whether its clock is log time."""
+        return self.timeline_id == LIVE
+
+    def place(self, key: Key, classroom_id: str, now_ms: int) -> StudentWindow:
+        """The window of a student in an app, made where there is none, in the classroom named.
+
+        A batch that names no classroom leaves the window where it is.
+        """
+        window = self.windows.get(key)
+        if window is None:
+            window = self.windows[key] = StudentWindow()
+            window.classroom_id = classroom_id
+            insort(self.classrooms.setdefault(classroom_id, []), key)
+            if self.live:
+                heapq.heappush(self._due, (now_ms + self._idle_ms, key))
+        elif classroom_id and classroom_id != window.classroom_id:
+            self._leave_classroom(key, window)
+            window.classroom_id = classroom_id
+            insort(self.classrooms.setdefault(classroom_id, []), key)
+        window.touched_ms = self.touched_ms = now_ms
+        return window
+
+    def keep_for(self, retained_ms: int) -> None:
+        """A window may be asked for so long after its last batch: it is idle later then."""
+        idle_ms = max(retained_ms, WINDOW_IDLE_MS)
+        if self.live and idle_ms != self._idle_ms:
+            self._idle_ms = idle_ms
+            # Sorted, which is a heap: no entry may be later than its record says.
+            self._due = sorted(
+                (window.touched_ms + idle_ms, key) for key, window in self.windows.items()
+            )
+
+    def page(self, classroom_id: str, after: Key | None, size: int) -> tuple[list[Key], bool]:
+        """Up to `size` keys of a classroom after a key, and whether there are more."""
+        keys = self.classrooms.get(classroom_id, [])
+        start = bisect_right(keys, after) if after is not None else 0
+        return keys[start : start + size], start + size < len(keys)
+
+    def evict_idle(self, now_ms: int) -> list[Key]:
+        """Forgets up to 64 live windows that had no batch for long, the longest idle first."""
+        evicted: list[Key] = []
+        while len(evicted) < EVICTED_AT_ONCE and self._due and self._due[0][0] <= now_ms:
+            _, key = heapq.heappop(self._due)
+            window = self.windows[key]
+            due_ms = window.touched_ms + self._idle_ms
+            if due_ms > now_ms:
+                heapq.heappush(self._due, (due_ms, key))
+                continue
+            self._leave_classroom(key, window)
+            del self.windows[key]
+            evicted.append(key)
+        return evicted
+
+    def _leave_classroom(self, key: Key, window: StudentWindow) -> None:
+        keys = self.classrooms[window.classroom_id]
+        del keys[bisect_left(keys, key)]
+        if not keys:
+            del self.classrooms[window.classroom_id]
+
+
+class Timelines:
+    """All timelines; the live one is always there."""
+
+    __slots__ = ("_due", "_timelines", "live", "window_count")
+
+    def __init__(self) -> None:
+        self.live = Timeline(LIVE)
+        self._timelines: dict[str, Timeline] = {LIVE: self.live}
+        self._due: list[tuple[int, str]] = []
+        self.window_count = 0
+
+    def get(self, timeline_id: str) -> Timeline | None:
+        """The timeline, where it is known."""
+        return self._timelines.get(timeline_id)
+
+    def has_room(self, timeline_id: str, key: Key) -> bool:
+        """Whether `place` would stay within the limits."""
+        timeline = self._timelines.get(timeline_id)
+        if timeline is None:
+            return len(self._timelines) <= MAX_TIMELINES and self.window_count < MAX_WINDOWS
+        return key in timeline.windows or self.window_count < MAX_WINDOWS
+
+    def open(self, timeline_id: str, now_ms: int) -> Timeline:
+        """The timeline, made where there is none."""
+        timeline = self._timelines.get(timeline_id)
+        if timeline is None:
+            timeline = self._timelines[timeline_id] = Timeline(timeline_id)
+            heapq.heappush(self._due, (now_ms + TIMELINE_IDLE_MS, timeline_id))
+        return timeline
+
+    def place(self, timeline: Timeline, key: Key, classroom_id: str, now_ms: int) -> StudentWindow:
+        """`Timeline.place`, counted."""
+        before = len(timeline.windows)
+        window = timeline.place(key, classroom_id, now_ms)
+        self.window_count += len(timeline.windows) - before
+        return window
+
+    def evict_idle_windows(self, now_ms: int) -> list[Key]:
+        """Forgets live windows that are idle; returns their keys."""
+        evicted = self.live.evict_idle(now_ms)
+        self.window_count -= len(evicted)
+        return evicted
+
+    def evict_idle_timelines(self, now_ms: int) -> list[Timeline]:
+        """Forgets the timelines that had no batch for an hour; returns them."""
+        evicted: list[Timeline] = []
+        while self._due and self._due[0][0] <= now_ms:
+            _, timeline_id = heapq.heappop(self._due)
+            timeline = self._timelines[timeline_id]
+            due_ms = timeline.touched_ms + TIMELINE_IDLE_MS
+            if due_ms > now_ms:
+                heapq.heappush(self._due, (due_ms, timeline_id))
+                continue
+            del self._timelines[timeline_id]
+            self.window_count -= len(timeline.windows)
+            evicted.append(timeline)
+        return evicted

@@ -1,0 +1,238 @@
+"""Rolling windows, exact: `window_end - window < t <= window_end`, whatever the order of arrival.
+
+A `Series` holds the metrics of one type as two parallel columns, sorted by time: 16 bytes a metric.
+What comes in order is appended in bulk; what comes late is inserted where it belongs; what is too
+old for any question is cut off from the front once it is worth the move, so that both cost a
+constant a metric. A question finds its range by two bisections and works on whole slices, so no
+running total exists that could drift or that expiry would have to correct, and a question about a
+later end changes nothing.
+
+Values are whole micro-units: sums are exact integers, and every figure that is no integer is one
+division of integers (correctly rounded, so equal on every machine) or one `isqrt`.
+
+Context-free: times come as arguments. `RETAINED_WINDOWS` windows are kept, because `at_ms` may ask
+for the window that ended one window ago.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isqrt
+from operator import mul
+from typing import Final
+
+from gaia_grpc.state.packing import MICRO
+
+RETAINED_WINDOWS: Final = 2
+CUT_AT_LEAST: Final = 64
+MERGE_FACTOR: Final = 8
+ROOT_BITS: Final = 128
+"""Bits under the root: half of them are more than a double has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One metric type in one window; values as in `gaia.metrics.v1.MetricAggregate`."""
+
+    metric_type: str
+    count: int
+    sum: float
+    mean: float
+    min: float
+    max: float
+    stddev: float
+    p50: float
+    p95: float
+    p99: float
+    first_time_ms: int
+    last_time_ms: int
+
+
+class Series:
+    """The metrics of one type: `times` ascending in milliseconds, `values` in micro-units.
+
+    Metrics of equal time stand in no meaningful order: nothing may depend on it.
+    """
+
+    __slots__ = ("times", "values")
+
+    def __init__(self) -> None:
+        self.times = array("q")
+        self.values = array("q")
+
+    def extend(self, times: list[int], values: array[int]) -> None:
+        """Adds metrics in any order."""
+        ordered = sorted(times)
+        if ordered != times:
+            pairs = sorted(zip(times, values, strict=True))
+            values = array("q", [value for _, value in pairs])
+        if not self.times or ordered[0] >= self.times[-1]:
+            self.times.extend(array("q", ordered))
+            self.values.extend(values)
+        else:
+            self._insert(ordered, values)
+
+    def _insert(self, times: list[int], values: array[int]) -> None:
+        """Puts ascending metrics among those that are there.
+
+        One by one where that moves less than it would cost to merge the whole tail.
+        """
+        first = bisect_right(self.times, times[0])
+        if len(times) * MERGE_FACTOR <= len(self.times) - first:
+            for time_ms, value in zip(times, values, strict=True):
+                place = bisect_right(self.times, time_ms)
+                self.times.insert(place, time_ms)
+                self.values.insert(place, value)
+            return
+        tail = list(zip(self.times[first:], self.values[first:], strict=True))
+        tail.extend(zip(times, values, strict=True))
+        tail.sort()
+        del self.times[first:]
+        del self.values[first:]
+        self.times.extend(array("q", [time_ms for time_ms, _ in tail]))
+        self.values.extend(array("q", [value for _, value in tail]))
+
+    def cut(self, through_ms: int) -> None:
+        """May forget what is at or before `through_ms`; does it when that is worth the move."""
+        if not self.times or self.times[0] > through_ms:
+            return
+        count = bisect_right(self.times, through_ms)
+        if count == len(self.times) or count >= max(CUT_AT_LEAST, len(self.times) >> 4):
+            del self.times[:count]
+            del self.values[:count]
+
+    def range(self, start_ms: int, end_ms: int) -> tuple[int, int]:
+        """Positions (first, past the last) of `start_ms < t <= end_ms`."""
+        times = self.times
+        if not times or times[0] > end_ms or times[-1] <= start_ms:
+            return 0, 0
+        first = bisect_right(times, start_ms) if times[0] <= start_ms else 0
+        last = bisect_right(times, end_ms, first) if times[-1] > end_ms else len(times)
+        return first, last
+
+
+def nearest_rank(ascending: Sequence[int], percent: int) -> int:
+    """The smallest value that at least `percent` of the values do not exceed."""
+    return ascending[-(-percent * len(ascending) // 100) - 1]
+
+
+def standard_deviation(count: int, total: int, squares: int) -> float:
+    """Population standard deviation in units, from micro-unit sums.
+
+    sqrt(n * sum(x^2) - sum(x)^2) / n, with the radicand scaled by an even power of two so that the
+    integer root has more bits than a double: no cancellation, no libm.
+    """
+    radicand = count * squares - total * total
+    shift = max(0, (ROOT_BITS - radicand.bit_length()) // 2)
+    return isqrt(radicand << (2 * shift)) / ((count * MICRO) << shift)
+
+
+def summarize(metric_type: str, series: Series, start_ms: int, end_ms: int) -> Summary | None:
+    """The figures of `start_ms < t <= end_ms`; None where nothing is in it."""
+    first, last = series.range(start_ms, end_ms)
+    if first == last:
+        return None
+    ascending = sorted(series.values[first:last])
+    count = last - first
+    total = sum(ascending)
+    return Summary(
+        metric_type=metric_type,
+        count=count,
+        sum=total / MICRO,
+        mean=total / (count * MICRO),
+        min=ascending[0] / MICRO,
+        max=ascending[-1] / MICRO,
+        stddev=standard_deviation(count, total, sum(map(mul, ascending, ascending))),
+        p50=nearest_rank(ascending, 50) / MICRO,
+        p95=nearest_rank(ascending, 95) / MICRO,
+        p99=nearest_rank(ascending, 99) / MICRO,
+        first_time_ms=series.times[first],
+        last_time_ms=series.times[last - 1],
+    )
+
+
+class StudentWindow:
+    """All that is known of one student in one app on one timeline."""
+
+    __slots__ = (
+        "_cached",
+        "_cached_from_ms",
+        "_cached_span_ms",
+        "_cached_until_ms",
+        "accepted_total",
+        "classroom_id",
+        "late_total",
+        "series",
+        "swept_ms",
+        "touched_ms",
+        "version",
+    )
+
+    def __init__(self) -> None:
+        self.classroom_id = ""
+        self.series: dict[str, Series] = {}
+        self.accepted_total = 0
+        self.late_total = 0
+        self.version = 0
+        """Index of the last log entry that changed the window: grows with every change."""
+        self.touched_ms = 0
+        """Log time of the last batch."""
+        self.swept_ms = 0
+        self._cached: tuple[Summary, ...] | None = None
+        self._cached_from_ms = 0
+        self._cached_until_ms = 0
+        self._cached_span_ms = 0
+
+    def add(self, metric_type: str, times: list[int], values: array[int], cut_ms: int) -> None:
+        """Adds one column; what is at or before `cut_ms` may be forgotten."""
+        self._cached = None
+        series = self.series.get(metric_type)
+        if series is None:
+            series = self.series[metric_type] = Series()
+        series.cut(cut_ms)
+        series.extend(times, values)
+        self.accepted_total += len(times)
+
+    def sweep(self, cut_ms: int, every_ms: int) -> None:
+        """Forgets whole types that nothing is left of; at most once in `every_ms` of `cut_ms`."""
+        if cut_ms - self.swept_ms < every_ms:
+            return
+        self.swept_ms = cut_ms
+        for metric_type in list(self.series):
+            series = self.series[metric_type]
+            series.cut(cut_ms)
+            if not series.times:
+                del self.series[metric_type]
+
+    def summaries(self, window_end_ms: int, window_ms: int) -> tuple[Summary, ...]:
+        """The figures of every type in the window, sorted by type.
+
+        The answer holds until the next metric comes into the window or leaves it, so it is kept
+        for that stretch of time: a quiet window costs nothing however often it is asked for.
+        """
+        if (
+            self._cached is not None
+            and self._cached_from_ms <= window_end_ms < self._cached_until_ms
+            and self._cached_span_ms == window_ms
+        ):
+            return self._cached
+        start_ms = window_end_ms - window_ms
+        found: list[Summary] = []
+        changes_ms: list[int] = []
+        for metric_type in sorted(self.series):
+            series = self.series[metric_type]
+            summary = summarize(metric_type, series, start_ms, window_end_ms)
+            if summary is not None:
+                found.append(summary)
+                changes_ms.append(summary.first_time_ms + window_ms)
+            after = bisect_right(series.times, window_end_ms)
+            if after < len(series.times):
+                changes_ms.append(series.times[after])
+        self._cached = tuple(found)
+        self._cached_from_ms = window_end_ms
+        self._cached_until_ms = min(changes_ms, default=1 << 63)
+        self._cached_span_ms = window_ms
+        return self._cached
