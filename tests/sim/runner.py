@@ -9,11 +9,11 @@ from pathlib import Path
 from tests.sim.simulation import Simulation
 
 SEEDS_FILE = Path(__file__).with_name("seeds.txt")
-DEFAULT_SEEDS = 60
+DEFAULT_SEEDS = 150
 
 SOMETIMES = (
     "acknowledged", "crashes", "cut_isolate", "cut_one_way", "cut_pair", "eio", "leaders",
-    "overwritten_under_way", "peer_lost", "reads_dropped", "reads_granted", "restarts",
+    "overwritten_under_way", "pauses", "peer_lost", "reads_dropped", "reads_granted", "restarts",
     "suffix_overwritten", "transfers", "writes_in_flight", "writes_lost",
     "writes_torn_off_half_way",
 )  # fmt: skip

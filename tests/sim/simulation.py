@@ -56,6 +56,10 @@ class Options:
     transfer: float
     peer_lost: float
     unreachable: float
+    pause: float
+    """The chance that a process stands still for a while and then goes on with what it knew."""
+    at_leader: float
+    """How often a fault strikes the leader: elections are where the bugs are."""
     max_entries: int
     max_inflight: int
     founded: bool
@@ -76,17 +80,19 @@ class Options:
             tick_skew=rate(0.3),
             persist=random.choice((1.0, 0.7, 0.4, 0.15)),
             lazy=rate(0.5),
-            crash=rate(0.02),
+            crash=rate(random.choice((0.02, 0.02, 0.06))),
             survive=random.random() < 0.6,
             eio=rate(0.005, zero=0.7),
             restart=random.choice((0.02, 0.1, 0.3)),
-            cut=rate(0.06),
+            cut=rate(random.choice((0.06, 0.15))),
             heal=random.choice((0.01, 0.04, 0.15)),
             propose=random.choice((0.2, 0.5, 0.9)),
             read=rate(0.5),
             transfer=rate(0.02, zero=0.6),
             peer_lost=rate(0.05, zero=0.6),
             unreachable=rate(0.05, zero=0.5),
+            pause=rate(0.03),
+            at_leader=random.choice((0.0, 0.3, 0.8)),
             max_entries=random.choice((1, 2, 5, 64)),
             max_inflight=random.choice((1, 2, 8)),
             founded=random.random() < 0.3,
@@ -135,6 +141,9 @@ class Simulation:
         self.read_floor: dict[ReadId, int] = {}
         self.reads = 0
         self.last_leader: tuple[NodeId, Term] | None = None
+        self.paused_until: dict[NodeId, int] = {}
+        self.backlog: dict[NodeId, list[Envelope]] = {name: [] for name in voters}
+        self.now = 0
 
     # --- the run --------------------------------------------------------------------------------
 
@@ -164,34 +173,57 @@ class Simulation:
     def _chance(self, rate: float) -> bool:
         return rate > 0 and self.random.random() < rate
 
-    def _up(self) -> list[Peer]:
-        return [peer for peer in self.peers.values() if peer.is_up]
+    def _running(self) -> list[Peer]:
+        """The peers that are up and not standing still."""
+        return [
+            peer
+            for peer in self.peers.values()
+            if peer.is_up and peer.node_id not in self.paused_until
+        ]
+
+    def _victim(self) -> Peer:
+        """Whom a fault strikes: now and then on purpose the leader of the highest term."""
+        leaders = [
+            (peer.node.term, peer.node_id)
+            for peer in self._running()
+            if peer.node.role is RoleName.LEADER
+        ]
+        if leaders and self._chance(self.options.at_leader):
+            return self.peers[max(leaders)[1]]
+        return self.random.choice(list(self.peers.values()))
 
     # --- one step -------------------------------------------------------------------------------
 
     def _turn(self) -> None:
+        self.now += 1
         self.network.advance()
-        for peer in self._up():
+        for peer in self._running():
             if not self._chance(self.options.tick_skew):
                 peer.node.tick()
                 self._after(peer)
         for envelope in self.network.take_due():
-            peer = self.peers[envelope.to_node]
-            if peer.is_up:
-                self._note("deliver", envelope)
-                before = peer.node.last_index, peer.node.last_term
-                peer.node.step(envelope)
-                if (peer.node.last_term, peer.node.last_index) < (before[1], before[0]) or (
-                    peer.node.entry_term(before[0]) != before[1]
-                ):
-                    self.counts["suffix_overwritten"] += 1
-                    self.counts["overwritten_under_way"] += bool(peer.pending)
-                self._after(peer)
-        for peer in self._up():
+            self.backlog[envelope.to_node].append(envelope)
+        for name, waiting in self.backlog.items():
+            if not self.peers[name].is_up:
+                waiting.clear()
+            elif name not in self.paused_until:
+                self._deliver(self.peers[name], waiting)
+        for peer in self._running():
             while peer.is_up and peer.pending and self._chance(self.options.persist):
                 self._persist(peer)
             if peer.is_up and peer.node.has_effects:
                 self._take(peer)
+
+    def _deliver(self, peer: Peer, waiting: list[Envelope]) -> None:
+        while waiting and peer.is_up:
+            envelope = waiting.pop(0)
+            self._note("deliver", envelope)
+            index, term = peer.node.last_index, peer.node.last_term
+            peer.node.step(envelope)
+            if peer.node.entry_term(index) != term:
+                self.counts["suffix_overwritten"] += 1
+                self.counts["overwritten_under_way"] += bool(peer.pending)
+            self._after(peer)
 
     def _after(self, peer: Peer) -> None:
         if not peer.is_up:
@@ -239,32 +271,43 @@ class Simulation:
     # --- what the world does --------------------------------------------------------------------
 
     def _faults(self) -> None:
-        options, random = self.options, self.random
-        for peer in list(self.peers.values()):
-            if not peer.is_up:
-                if self._chance(options.restart):
-                    peer.start()
-                    self.counts["restarts"] += 1
-            elif self._chance(options.crash):
+        options = self.options
+        self.paused_until = {n: until for n, until in self.paused_until.items() if until > self.now}
+        for peer in self.peers.values():
+            if not peer.is_up and self._chance(options.restart):
+                peer.start()
+                self.counts["restarts"] += 1
+        if self._chance(options.crash * options.peers):
+            peer = self._victim()
+            if peer.is_up:
                 self._crash(peer)
-            elif self._chance(options.eio):
+        if self._chance(options.eio * options.peers):
+            peer = self._victim()
+            if peer.is_up:
                 peer.disk.fail()
                 self.counts["eio"] += 1
-        voters = list(self.peers)
+        if self._chance(options.pause * options.peers):
+            self.paused_until[self._victim().node_id] = self.now + self.random.randint(1, 60)
+            self.counts["pauses"] += 1
         if self._chance(options.cut):
-            kind = random.choice(("one_way", "pair", "isolate"))
-            one, other = random.sample(voters, 2)
-            self.counts[f"cut_{kind}"] += 1
-            if kind == "isolate":
-                self.network.isolate(one, voters)
-            else:
-                self.network.cut(one, other)
-                if kind == "pair":
-                    self.network.cut(other, one)
+            self._cut(self._victim().node_id)
         if self._chance(options.heal):
             self.network.heal()
 
+    def _cut(self, one: NodeId) -> None:
+        kind = self.random.choice(("one_way", "pair", "isolate"))
+        other = self.random.choice([name for name in self.peers if name != one])
+        self.counts[f"cut_{kind}"] += 1
+        if kind == "isolate":
+            self.network.isolate(one, self.peers)
+        elif kind == "pair":
+            self.network.cut(one, other)
+            self.network.cut(other, one)
+        else:
+            self.network.cut(*self.random.sample((one, other), 2))
+
     def _crash(self, peer: Peer) -> None:
+        self.paused_until.pop(peer.node_id, None)
         writes = [write for write, _ in peer.pending]
         survived = peer.crash(self.random.randint if self.options.survive else None)
         self.counts["crashes"] += 1
@@ -275,7 +318,7 @@ class Simulation:
 
     def _clients(self) -> None:
         options = self.options
-        for peer in self._up():
+        for peer in self._running():
             if self._chance(options.propose):
                 self._propose(peer, self.random.randint(1, 4))
             if self._chance(options.read):
@@ -316,6 +359,7 @@ class Simulation:
     def _liveness(self) -> None:
         """A healed majority makes progress while the rest is broken; then all are equal."""
         self.network.heal()
+        self.paused_until.clear()
         self.network.faults = NetworkFaults()
         quiet = {"loss": 0.0, "tick_skew": 0.0, "persist": 1.0, "lazy": 0.0}
         self.options = Options(**{**asdict(self.options), **quiet})
@@ -346,28 +390,25 @@ class Simulation:
         self.counts["committed"] = len(self.checker.committed)
 
     def _converge(self, peers: list[Peer]) -> None:
-        marker = b"marker %d" % self.proposed
+        """Until a new command, and with it everything before it, is applied by all of them."""
         # One entry a round trip of two turns is the slowest that a seed may configure.
         backlog = max(peer.node.last_index for peer in peers)
         budget = 10 * peers[0].config.election_ticks_max + 4 * backlog
+        accepted: EntryId | None = None
         for step in range(budget):
             leader = next((peer for peer in peers if peer.node.is_ready_leader), None)
-            if leader is not None and marker not in [
-                e.data for e in leader.node.entries(Index(max(1, leader.node.last_index - 20)), 21)
-            ]:
+            if leader is not None and (accepted is None or accepted.term != leader.node.term):
                 try:
-                    leader.node.propose([marker])
+                    (accepted,) = leader.node.propose([b"after healing"])
                 except NotLeaderError:
                     self.counts["handing_over_after_heal"] += 1
             self._turn()
-            ends = [peer.applied[-1].data if peer.applied else b"" for peer in peers]
-            if all(end == marker for end in ends):
-                self.counts["converged_after"] = max(self.counts["converged_after"], step)
-                self._require_equal(peers)
+            if accepted is not None and all(
+                accepted.index <= len(peer.applied) == peer.node.last_index for peer in peers
+            ):
+                self.counts["converged_after_ticks"] += step
+                for peer in peers:
+                    require(peer.applied == self.checker.committed, f"{peer.node_id} differs")
                 return
         states = [(p.node_id, p.node.role, p.node.term, p.node.commit_index) for p in peers]
         require(False, f"no progress within {budget} ticks after healing: {states}")
-
-    def _require_equal(self, peers: list[Peer]) -> None:
-        for peer in peers:
-            require(peer.applied == self.checker.committed, f"{peer.node_id} differs at the end")

@@ -1,0 +1,106 @@
+"""RaftLog against a plain list, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gaia_grpc.errors import InvariantError
+from gaia_grpc.raft.log import RaftLog
+from gaia_grpc.raft.types import Entry, HardState, Index, Restored, SnapshotMeta, Term
+from tests.support.peers import entry, log_of
+
+TERMS = st.lists(st.integers(1, 4), max_size=12).map(sorted)
+
+
+def build(terms: list[int], base: int, base_term: int = 1) -> tuple[RaftLog, dict[int, Entry]]:
+    """A log behind a compacted prefix of `base` entries, and the same as a dictionary."""
+    entries = tuple(entry(term, index) for index, term in enumerate(terms, base + 1))
+    snapshot = SnapshotMeta(Index(base), Term(base_term), b"") if base else None
+    return RaftLog(Restored(HardState(), entries, snapshot)), {e.index: e for e in entries}
+
+
+@given(TERMS, st.integers(0, 3), st.integers(-1, 20), st.integers(0, 5))
+def test_looking_up(terms: list[int], base: int, index: int, term: int) -> None:
+    log, model = build(terms, base)
+    assert log.first_index == base + 1
+    assert log.last_index == base + len(terms)
+    assert log.last_term == (terms[-1] if terms else (1 if base else 0))
+    base_term = 1 if base else 0
+    expected = model[index].term if index in model else (base_term if index == base else 0)
+    assert log.term_at(index) == expected
+    present = index in model or index == base
+    assert log.matches(Index(index), Term(term)) == (present and expected == term)
+
+
+@given(TERMS, st.integers(0, 3), st.integers(0, 20), st.integers(-2, 20))
+def test_slices_hold_what_is_there(terms: list[int], base: int, first: int, last: int) -> None:
+    log, model = build(terms, base)
+    expected = tuple(model[index] for index in range(first, last + 1) if index in model)
+    assert log.slice(first, last) == expected
+
+
+@given(TERMS, st.integers(1, 14), st.integers(1, 5), st.integers(1, 12))
+def test_batches_keep_both_limits_and_move_on(
+    terms: list[int], first: int, max_entries: int, max_bytes: int
+) -> None:
+    log, model = build(terms, 0)
+    batch = log.batch(first, max_entries, max_bytes)
+    assert list(batch) == [model[first + offset] for offset in range(len(batch))]
+    size = sum(len(each.data) for each in batch)
+    assert len(batch) <= max_entries
+    assert size <= max_bytes or len(batch) == 1
+    following = model.get(first + len(batch))
+    if following is not None and len(batch) < max_entries:
+        assert size + len(following.data) > max_bytes, "there was room for one more"
+        assert batch
+
+
+@given(TERMS, TERMS, st.integers(0, 12))
+def test_a_conflict_is_the_first_entry_that_is_not_there(
+    terms: list[int], other: list[int], commit: int
+) -> None:
+    log, model = build(terms, 0)
+    offered = log_of(*other)
+    expected = next((i for i, each in enumerate(offered) if model.get(i + 1) != each), None)
+    assert log.first_conflict(offered) == expected
+    if expected is not None and expected < len(terms):
+        if expected + 1 <= commit:
+            with pytest.raises(InvariantError):
+                log.truncate(Index(expected + 1), Index(commit))
+            return
+        log.truncate(Index(expected + 1), Index(commit))
+        log.append(offered[expected:])
+        assert log.slice(1, 99) == tuple(model[i + 1] for i in range(expected)) + offered[expected:]
+        assert (log.last_index, log.last_term) == (len(offered), other[-1])
+
+
+@given(TERMS, st.integers(0, 3), st.integers(0, 16), st.integers(0, 5))
+def test_the_last_entry_at_or_below_a_term(
+    terms: list[int], base: int, index: int, term: int
+) -> None:
+    log, model = build(terms, base)
+    if index < base:
+        index = base
+    fitting = [each for each in model.values() if each.index <= index and each.term <= term]
+    found = log.last_at_or_below(index, Term(term))
+    assert found == (
+        (fitting[-1].index, fitting[-1].term) if fitting else (base, log.term_at(base))
+    )
+
+
+@pytest.mark.parametrize("bad", [entry(2, 4), entry(2, 2), entry(1, 3)], ids=["gap", "old", "term"])
+def test_an_entry_that_does_not_continue_the_log_is_refused(bad: Entry) -> None:
+    log, _ = build([1, 2], 0)
+    with pytest.raises(InvariantError, match="can't follow"):
+        log.append([bad])
+    assert log.last_index == 2
+
+
+@pytest.mark.parametrize(("own", "other", "expected"), [
+    ([1, 2], (2, 2), True), ([1, 2], (2, 1), False), ([1, 2], (9, 1), False),
+    ([1, 2], (1, 3), True), ([], (0, 0), True),
+])  # fmt: skip
+def test_up_to_date(own: list[int], other: tuple[int, int], expected: bool) -> None:
+    assert build(own, 0)[0].is_up_to_date(Index(other[0]), Term(other[1])) is expected
