@@ -18,6 +18,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 ANSWER_MARGIN_S = 0.050
 """Kept back for the way of the answer to the client."""
 LEAST_TIMEOUT_S = 0.001
+LOG_TIME_GRACE_S = 0.5
+"""How much later than ours log time may come to the end of a wait."""
 
 
 def _margin_s(remaining_s: float) -> float:
@@ -44,10 +46,12 @@ def handler_timeout_s(context: Context, consensus: ConsensusConfig) -> float:
 
 
 def wait_timeout_s(context: Context, consensus: ConsensusConfig, wait_ms: int) -> float:
-    """How long a long poll may wait in seconds: it must still cancel its wait and answer."""
-    wait_s = min(wait_ms, consensus.max_timeout_ms) / 1000
+    """How long a long poll may wait in seconds.
+
+    A wait ends by log time, so ours is a little longer; but never so long that the answer is late.
+    """
+    wait_s = min(wait_ms, consensus.max_timeout_ms) / 1000 + LOG_TIME_GRACE_S
     remaining_s = context.time_remaining()
     if remaining_s is None:
         return wait_s
-    # Twice: for the way of the answer and for the log entry that cancels the wait.
     return max(min(wait_s, remaining_s - 2 * _margin_s(remaining_s)), 0.0)

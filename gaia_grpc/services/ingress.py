@@ -13,12 +13,14 @@ from dataclasses import dataclass
 
 from gaia.command.v1 import command_pb2, query_pb2
 from gaia.common.v1 import common_pb2
+from google.protobuf.message import Message
 
 from gaia_grpc.config import PeerConfig
 from gaia_grpc.errors import FieldViolation, InvalidArgumentError
 from gaia_grpc.node.api import ReadConsistency, ReplicatedLog
 from gaia_grpc.services.deadlines import Context, log_timeout_s
 from gaia_grpc.services.error_table import refusal_error
+from gaia_grpc.services.request_rules import build_validator
 from gaia_grpc.services.validation import ID_RULE, is_id
 
 CLIENT_KEY = "gaia-client"
@@ -40,6 +42,15 @@ class Ingress:
         self.log = log
         self.consensus = config.consensus
         self.limits = config.limits
+        self._validator = build_validator(config.limits)
+
+    def check(self, request: Message) -> None:
+        """Raises `InvalidArgumentError` with everything that is wrong with the request's form."""
+        self._validator.check(request)
+
+    def page_size(self, asked: int) -> int:
+        """The page size that a list request means."""
+        return asked or self.limits.default_page_size
 
     async def submit(
         self,

@@ -1,0 +1,85 @@
+"""One watch of a classroom's windows: what changed since the update before."""
+
+from __future__ import annotations
+
+import asyncio
+
+from gaia.command.v1 import query_pb2
+from gaia.metrics.v1 import metrics_pb2
+
+from gaia_grpc.node.api import ReadConsistency
+from gaia_grpc.services.ingress import Ingress, read
+from gaia_grpc.state.topics import classroom_metrics
+
+DEFAULT_INTERVAL_MS = 5_000
+LEAST_PAUSE_S = 0.020
+"""Between two updates, so that a busy classroom costs a watcher 50 reads a second at most."""
+
+_Key = tuple[str, str]
+
+
+class ClassroomWatch:
+    """State of one watcher: the version of each window that it was sent."""
+
+    def __init__(self, ingress: Ingress, request: metrics_pb2.WatchClassroomRequest) -> None:
+        self._ingress = ingress
+        self._request = request
+        self._topic = classroom_metrics(request.timeline_id, request.classroom_id)
+        self._interval_s = (request.interval_ms or DEFAULT_INTERVAL_MS) / 1000
+        self._sent: dict[_Key, int] | None = None
+        self._sent_at_s = 0.0
+        self._version = 0
+
+    async def next_update(self) -> metrics_pb2.WatchClassroomResponse:
+        """Waits for a change, at most for the interval; the first update comes at once."""
+        log = self._ingress.log
+        loop = asyncio.get_running_loop()
+        first = self._sent is None
+        if not first:
+            await asyncio.sleep(LEAST_PAUSE_S)
+        while True:
+            if not first:
+                remaining_s = self._sent_at_s + self._interval_s - loop.time()
+                await log.wait_topic(self._topic, self._version, timeout_s=max(remaining_s, 0.0))
+            self._version = log.topic_version(self._topic)
+            applied_index = log.status().applied_index
+            changed = await self._changed()
+            if first or changed or loop.time() >= self._sent_at_s + self._interval_s:
+                break
+        self._sent_at_s = loop.time()
+        return metrics_pb2.WatchClassroomResponse(
+            aggregates=changed, complete=first, applied_index=applied_index
+        )
+
+    async def _changed(self) -> list[metrics_pb2.Aggregate]:
+        """Windows with another version than the one sent last."""
+        sent = self._sent or {}
+        now: dict[_Key, int] = {}
+        changed = []
+        for aggregate in await self._windows():
+            key = (aggregate.student_id, aggregate.app_name)
+            now[key] = aggregate.version
+            if sent.get(key) != aggregate.version:
+                changed.append(aggregate)
+        self._sent = now
+        return changed
+
+    async def _windows(self) -> list[metrics_pb2.Aggregate]:
+        """The whole classroom as this peer has it."""
+        windows: list[metrics_pb2.Aggregate] = []
+        timeout_s = self._ingress.consensus.default_timeout_ms / 1000
+        page_token = ""
+        while True:
+            request = metrics_pb2.ListAggregatesRequest(
+                classroom_id=self._request.classroom_id,
+                timeline_id=self._request.timeline_id,
+                page_size=self._ingress.limits.max_page_size,
+                page_token=page_token,
+            )
+            query = query_pb2.Query(list_aggregates=request)
+            page = await read(self._ingress.log, query, ReadConsistency.LOCAL, timeout_s)
+            windows.extend(page.list_aggregates.aggregates)
+            page_token = page.list_aggregates.next_page_token
+            if not page_token:
+                return windows
+            await asyncio.sleep(0)

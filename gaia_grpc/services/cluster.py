@@ -1,0 +1,188 @@
+"""ClusterService: what this peer knows of the cluster, the settings, and the leader's seat."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+
+from gaia.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from gaia.command.v1 import command_pb2, query_pb2
+
+from gaia_grpc import __version__
+from gaia_grpc.errors import (
+    FailedPreconditionError,
+    FieldViolation,
+    InvalidArgumentError,
+    NotFoundError,
+    NotLeaderError,
+)
+from gaia_grpc.node.api import NodeStatus
+from gaia_grpc.raft.effects import RoleName
+from gaia_grpc.services.deadlines import Context, log_timeout_s
+from gaia_grpc.services.ingress import Ingress
+
+DEFAULT_INTERVAL_MS = 5_000
+DEFAULT_LOG_PAGE_SIZE = 1_000
+
+_ROLES: Mapping[RoleName, cluster_pb2.PeerRole.ValueType] = {
+    RoleName.FOLLOWER: cluster_pb2.PEER_ROLE_FOLLOWER,
+    RoleName.PRE_CANDIDATE: cluster_pb2.PEER_ROLE_PRE_CANDIDATE,
+    RoleName.CANDIDATE: cluster_pb2.PEER_ROLE_CANDIDATE,
+    RoleName.LEADER: cluster_pb2.PEER_ROLE_LEADER,
+}
+
+
+class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
+    """See `protos/gaia/cluster/v1/cluster.proto`."""
+
+    def __init__(self, ingress: Ingress) -> None:
+        self._ingress = ingress
+        self._log = ingress.log
+
+    async def GetStatus(
+        self, request: cluster_pb2.GetStatusRequest, context: Context
+    ) -> cluster_pb2.GetStatusResponse:
+        """What this peer knows; never waits."""
+        self._ingress.check(request)
+        return status_message(self._log.status(request.at_index))
+
+    async def WatchStatus(
+        self, request: cluster_pb2.WatchStatusRequest, context: Context
+    ) -> AsyncIterator[cluster_pb2.WatchStatusResponse]:
+        """The status now, at each change, and after each interval without one."""
+        self._ingress.check(request)
+        interval_s = (request.interval_ms or DEFAULT_INTERVAL_MS) / 1000
+        loop = asyncio.get_running_loop()
+        while True:
+            status = self._log.status()
+            yield cluster_pb2.WatchStatusResponse(status=status_message(status))
+            until_s = loop.time() + interval_s
+            seen = status
+            # Whoever watches the log may be woken without a change that is to be shown.
+            while _shown(seen) == _shown(status) and loop.time() < until_s:
+                timeout_s = until_s - loop.time()
+                seen = await self._log.wait_status(status, timeout_s=timeout_s)
+
+    async def ListLogEntries(
+        self, request: cluster_pb2.ListLogEntriesRequest, context: Context
+    ) -> cluster_pb2.ListLogEntriesResponse:
+        """A page of this peer's committed log, without content."""
+        self._ingress.check(request)
+        first = page_start(request)
+        count = request.page_size or DEFAULT_LOG_PAGE_SIZE
+        entries = await self._log.log_entries(first, count)
+        commit_index = self._log.status().commit_index
+        response = cluster_pb2.ListLogEntriesResponse(commit_index=commit_index)
+        for entry in entries:
+            response.entries.add(
+                index=entry.index,
+                term=entry.term,
+                kind=cluster_pb2.LogEntryKind.ValueType(entry.kind),
+                checksum=entry.checksum,
+                size_bytes=entry.size_bytes,
+            )
+        if entries and entries[-1].index < commit_index:
+            response.next_page_token = str(entries[-1].index + 1)
+        return response
+
+    async def GetSettings(
+        self, request: cluster_pb2.GetSettingsRequest, context: Context
+    ) -> cluster_pb2.GetSettingsResponse:
+        """All replicated settings."""
+        self._ingress.check(request)
+        query = query_pb2.Query(get_settings=request)
+        return (await self._ingress.query(context, query, request.consistency)).get_settings
+
+    async def UpdateSettings(
+        self, request: cluster_pb2.UpdateSettingsRequest, context: Context
+    ) -> cluster_pb2.UpdateSettingsResponse:
+        """Changes settings: all or none."""
+        self._ingress.check(request)
+        changes = sorted(request.changes, key=lambda change: change.name)
+        body = command_pb2.UpdateSettings(changes=changes)
+        if request.HasField("expected_version"):
+            body.expected_version = request.expected_version
+        command = command_pb2.Command(update_settings=body)
+        outcome = await self._ingress.submit(context, command, request.request_id)
+        return cluster_pb2.UpdateSettingsResponse(
+            settings=outcome.result.settings, term=outcome.term, applied_index=outcome.index
+        )
+
+    async def TransferLeadership(
+        self, request: cluster_pb2.TransferLeadershipRequest, context: Context
+    ) -> cluster_pb2.TransferLeadershipResponse:
+        """Makes another peer the leader; only the leader itself can do it."""
+        self._ingress.check(request)
+        status = self._log.status()
+        target = request.node_id or furthest_voter(status)
+        if target not in (member.node_id for member in status.members):
+            raise NotFoundError(f"no peer {target!r}", metadata={"node_id": target})
+        if status.leader_id != target:
+            if status.role is not RoleName.LEADER:
+                raise NotLeaderError(
+                    "only the leader hands leadership over", leader_id=status.leader_id
+                )
+            timeout_s = log_timeout_s(context, self._ingress.consensus)
+            status = await self._log.transfer_leadership(target, timeout_s=timeout_s)
+        return cluster_pb2.TransferLeadershipResponse(leader_id=status.leader_id, term=status.term)
+
+
+def _shown(status: NodeStatus) -> tuple[str, int, str, bool]:
+    return (status.role, status.term, status.leader_id, status.writable)
+
+
+def page_start(request: cluster_pb2.ListLogEntriesRequest) -> int:
+    """The first index that is asked for: the token's, or the request's."""
+    if not request.page_token:
+        return max(request.start_index, 1)
+    if not request.page_token.isascii() or not request.page_token.isdigit():
+        description = "is no next_page_token of this list"
+        raise InvalidArgumentError(
+            f"page_token {description}", [FieldViolation("page_token", description)]
+        )
+    return int(request.page_token[:18])
+
+
+def furthest_voter(status: NodeStatus) -> str:
+    """The other voter whose log is furthest, as the leader knows it."""
+    others = [
+        (member.match_index, member.reachable, member.node_id)
+        for member in status.members
+        if member.voter and member.node_id != status.node_id
+    ]
+    if not others:
+        raise FailedPreconditionError("there is no other peer that could lead")
+    return max(others)[2]
+
+
+def status_message(status: NodeStatus) -> cluster_pb2.GetStatusResponse:
+    """The status as clients see it."""
+    return cluster_pb2.GetStatusResponse(
+        node_id=status.node_id,
+        role=_ROLES[status.role],
+        term=status.term,
+        leader_id=status.leader_id,
+        commit_index=status.commit_index,
+        applied_index=status.applied_index,
+        state_hash=status.state_hash,
+        peers=[
+            cluster_pb2.PeerStatus(
+                node_id=member.node_id,
+                peer_uuid=member.peer_uuid,
+                peer_address=member.peer_address,
+                client_address=member.client_address,
+                reachable=member.reachable,
+                match_index=member.match_index,
+                voter=member.voter,
+            )
+            for member in status.members
+        ],
+        cluster_id=status.cluster_id,
+        peer_uuid=status.peer_uuid,
+        hash_index=status.hash_index,
+        last_log_index=status.last_log_index,
+        elapsed_ms=status.elapsed_ms,
+        software_version=__version__,
+        leader_address=status.leader_address,
+        writable=status.writable,
+    )

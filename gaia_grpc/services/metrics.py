@@ -1,0 +1,92 @@
+"""MetricsService: batches in, windows out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from gaia.command.v1 import query_pb2
+from gaia.metrics.v1 import metrics_pb2, metrics_pb2_grpc
+
+from gaia_grpc.errors import InvalidArgumentError
+from gaia_grpc.services.classroom_watch import ClassroomWatch
+from gaia_grpc.services.deadlines import Context, log_timeout_s
+from gaia_grpc.services.ingress import Ingress
+from gaia_grpc.services.metric_stream import MetricReader
+from gaia_grpc.services.publishing import Publisher, batch_refusal, invalid_result
+
+
+class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
+    """See `protos/gaia/metrics/v1/metrics.proto`."""
+
+    def __init__(self, ingress: Ingress, publisher: Publisher) -> None:
+        self._ingress = ingress
+        self._publisher = publisher
+
+    async def PublishMetrics(
+        self, request: metrics_pb2.PublishMetricsRequest, context: Context
+    ) -> metrics_pb2.PublishMetricsResponse:
+        """Stores batches; a single refused batch is the status of the call."""
+        self._ingress.check(request)
+        timeout_s = log_timeout_s(context, self._ingress.consensus)
+        published = await self._publisher.publish(request.batches, timeout_s)
+        if len(published.results) == 1:
+            refusal = batch_refusal(published.results[0])
+            if refusal is not None:
+                raise refusal
+        return metrics_pb2.PublishMetricsResponse(
+            results=published.results, term=published.term, applied_index=published.index
+        )
+
+    async def StreamMetrics(
+        self,
+        request_iterator: AsyncIterator[metrics_pb2.StreamMetricsRequest],
+        context: Context,
+    ) -> AsyncIterator[metrics_pb2.StreamMetricsResponse]:
+        """Stores batches as they come; what came meanwhile is committed together."""
+        reader = MetricReader(request_iterator)
+        try:
+            while requests := await reader.take():
+                batches = []
+                for request in requests:
+                    try:
+                        self._ingress.check(request)
+                        batches.append(request.batch)
+                    except InvalidArgumentError as error:
+                        result = invalid_result(request.batch, error)
+                        yield metrics_pb2.StreamMetricsResponse(result=result)
+                if not batches:
+                    continue
+                timeout_s = log_timeout_s(context, self._ingress.consensus)
+                published = await self._publisher.publish(batches, timeout_s)
+                for result in published.results:
+                    yield metrics_pb2.StreamMetricsResponse(
+                        result=result, applied_index=published.index
+                    )
+        finally:
+            await reader.close()
+
+    async def GetAggregate(
+        self, request: metrics_pb2.GetAggregateRequest, context: Context
+    ) -> metrics_pb2.GetAggregateResponse:
+        """Reads one window."""
+        self._ingress.check(request)
+        query = query_pb2.Query(get_aggregate=request)
+        return (await self._ingress.query(context, query, request.consistency)).get_aggregate
+
+    async def ListAggregates(
+        self, request: metrics_pb2.ListAggregatesRequest, context: Context
+    ) -> metrics_pb2.ListAggregatesResponse:
+        """Reads a page of a classroom's windows."""
+        self._ingress.check(request)
+        request.page_size = self._ingress.page_size(request.page_size)
+        query = query_pb2.Query(list_aggregates=request)
+        return (await self._ingress.query(context, query, request.consistency)).list_aggregates
+
+    async def WatchClassroom(
+        self, request: metrics_pb2.WatchClassroomRequest, context: Context
+    ) -> AsyncIterator[metrics_pb2.WatchClassroomResponse]:
+        """Sends a classroom's windows as they change."""
+        self._ingress.check(request)
+        watch = ClassroomWatch(self._ingress, request)
+        while True:
+            yield await watch.next_update()
