@@ -12,7 +12,7 @@ from gaia_grpc.state import refusal, topics
 from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
 from gaia_grpc.state.settings import DEFINITIONS, Settings, format_setting
 
-TIMERS_PER_ADVANCE = 2_000
+TIMERS_PER_ADVANCE = 500
 """Bounds one apply; what is left stays due and comes with the next AdvanceTime."""
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Protocol, TypeAlias
 
 from gaia.command.v1 import command_pb2
 
 from gaia_grpc.state.context import Context
 from gaia_grpc.state.refusal import ALREADY_EXISTS, RESOURCE_EXHAUSTED, refused
+from gaia_grpc.state.sweep import Sweep
 
 RequestKey: TypeAlias = tuple[str, str, str]
 """(principal, client_id, request_id)"""
 
-SWEEP_TIMER = "request.sweep"
-SWEEP_EVERY_MS = 1_000
-SWEPT_PER_TIMER = 2_000
 FULL_RETRY_MS = 1_000
 
 
@@ -34,12 +31,9 @@ class Replay(Protocol):
 class RequestEntry:
     """One kept outcome."""
 
-    __slots__ = ("digest", "expire_ms", "index", "key", "outcome")
+    __slots__ = ("digest", "expire_ms", "index", "outcome")
 
-    def __init__(
-        self, key: RequestKey, digest: bytes, index: int, expire_ms: int, outcome: bytes
-    ) -> None:
-        self.key = key
+    def __init__(self, digest: bytes, index: int, expire_ms: int, outcome: bytes) -> None:
         self.digest = digest
         self.index = index
         self.expire_ms = expire_ms
@@ -49,17 +43,15 @@ class RequestEntry:
 class RequestTable:
     """First final outcomes, kept for request.retention of log time; full is full, none is evicted.
 
-    An outcome is dropped by the first sweep after its time, so it may live up to a second longer.
+    An outcome is dropped by the first sweep after its time, so it may live a second longer.
     """
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._entries: dict[RequestKey, RequestEntry] = {}
         # By retention: within each, entries expire in the order of the log.
-        self._client_order: deque[RequestEntry] = deque()
-        self._ingress_order: deque[RequestEntry] = deque()
-        self._sweep_is_set = False
-        context.timers.register(SWEEP_TIMER, self._sweep)
+        self._client_sweep = Sweep[RequestKey](context, "request.client_sweep", self._drop)
+        self._ingress_sweep = Sweep[RequestKey](context, "request.ingress_sweep", self._drop)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -101,31 +93,13 @@ class RequestTable:
         name = "request.ingress_retention" if ingress else "request.retention"
         expire_ms = self._context.now_ms + self._context.settings.milliseconds(name)
         key = key_of(command)
-        entry = RequestEntry(key, command.request_digest, self._context.index, expire_ms, outcome)
-        self._entries[key] = entry
-        (self._ingress_order if ingress else self._client_order).append(entry)
-        if not self._sweep_is_set:
-            self._set_sweep()
+        self._entries[key] = RequestEntry(
+            command.request_digest, self._context.index, expire_ms, outcome
+        )
+        (self._ingress_sweep if ingress else self._client_sweep).add(expire_ms, key)
 
-    def _set_sweep(self) -> None:
-        heads = [order[0].expire_ms for order in (self._client_order, self._ingress_order) if order]
-        self._sweep_is_set = bool(heads)
-        if heads:
-            # In steps of a second: a timer an outcome would make log entries of its own. Always
-            # later than now, so that a sweep cut short goes on in another apply.
-            later_ms = max(min(heads), self._context.now_ms + 1)
-            due_ms = -(-later_ms // SWEEP_EVERY_MS) * SWEEP_EVERY_MS
-            self._context.timers.schedule(due_ms, SWEEP_TIMER, 0)
-
-    def _sweep(self, key: int | str) -> None:
-        del key
-        now_ms = self._context.now_ms
-        left = SWEPT_PER_TIMER
-        for order in (self._ingress_order, self._client_order):
-            while left and order and order[0].expire_ms <= now_ms:
-                del self._entries[order.popleft().key]
-                left -= 1
-        self._set_sweep()
+    def _drop(self, key: RequestKey) -> None:
+        del self._entries[key]
 
 
 def key_of(command: command_pb2.Command) -> RequestKey:

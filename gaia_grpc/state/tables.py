@@ -8,6 +8,7 @@ from gaia_grpc.state.cluster import ClusterTable
 from gaia_grpc.state.context import Context, Table
 from gaia_grpc.state.requests import Replay
 from gaia_grpc.state.sessions import SessionTable
+from gaia_grpc.state.tasks import TaskTable
 
 
 def build_tables(context: Context) -> tuple[tuple[Table, ...], Mapping[str, Replay]]:
@@ -17,4 +18,5 @@ def build_tables(context: Context) -> tuple[tuple[Table, ...], Mapping[str, Repl
     """
     cluster = ClusterTable(context)
     sessions = SessionTable(context)
-    return (cluster, sessions), {}
+    tasks = TaskTable(context, sessions)
+    return (cluster, sessions, tasks), {"claim_tasks": tasks.claims}

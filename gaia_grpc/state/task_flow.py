@@ -1,0 +1,275 @@
+"""Who gets which task, and what becomes of a task when its claim ends.
+
+After every command no session that may get a task waits for one that is pending: what becomes
+pending is offered to the waiters at once, and a session that becomes ready looks through the queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gaia.task.v1 import task_pb2
+
+from gaia_grpc.errors import invariant
+from gaia_grpc.state import topics
+from gaia_grpc.state.context import Context
+from gaia_grpc.state.session_record import Session
+from gaia_grpc.state.sessions import SessionTable
+from gaia_grpc.state.sweep import Sweep
+from gaia_grpc.state.task_record import CANCELLED, CLAIMED, FAILED, EventKind, Task
+from gaia_grpc.state.task_store import AVAILABLE_TIMER, CLAIM_TIMER, TaskStore
+from gaia_grpc.state.task_waits import Waiter, WaitList
+
+WAIT_TIMER = "task.wait"
+EXPIRED_TEXT = "the claim ran out (task.claim_timeout)"
+LOST_TEXT = "the session that held the task failed"
+
+
+class TaskFlow:
+    """Moves tasks between the queue and the sessions."""
+
+    def __init__(self, context: Context, sessions: SessionTable, store: TaskStore) -> None:
+        self._context = context
+        self._sessions = sessions
+        self._store = store
+        self.waits = WaitList()
+        self._granted = Sweep[int](context, "task.grant_sweep", self._forget_grant)
+        context.timers.register(CLAIM_TIMER, self._claim_due)
+        context.timers.register(AVAILABLE_TIMER, self._available_due)
+        context.timers.register(WAIT_TIMER, self._wait_due)
+        sessions.listen(self)
+
+    # --- into the queue
+
+    def enter(self, task: Task) -> None:
+        """The task is pending now: whoever waited longest for one like it gets it."""
+        self._store.make_pending(task)
+        self.offer(task)
+
+    def offer(self, task: Task) -> None:
+        """Grants to waiters until the task is taken or nobody waits for it.
+
+        Each grant takes what is best for its waiter, which may be another task of the same batch.
+        """
+        while task.state == task_pb2.TASK_STATE_PENDING:
+            waiter = self.waits.first_for(task)
+            if waiter is None:
+                return
+            granted = self._grant(waiter)
+            invariant(granted, f"the waiter {waiter.waiter_id} can't take what it waits for")
+
+    # --- claims
+
+    def take(
+        self, session: Session, most: int, task_types: Sequence[str], *, include_unmatched: bool
+    ) -> list[Task]:
+        """Claims up to `most` tasks, and no more than the session may hold."""
+        taken: list[Task] = []
+        for _ in range(min(most, session.free_capacity)):
+            task = self._store.index.best(
+                session.specialty, task_types, include_unmatched=include_unmatched
+            )
+            if task is None:
+                break
+            self._store.claim(task, session)
+            taken.append(task)
+        if taken:
+            self.waits.session_changed(session)
+        return taken
+
+    def wait(
+        self,
+        session: Session,
+        most: int,
+        task_types: Sequence[str],
+        wait_ms: int,
+        *,
+        include_unmatched: bool,
+    ) -> Waiter:
+        """A claim that found nothing waits."""
+        waiter = Waiter(
+            self.waits.last_id + 1, session, most, task_types, include_unmatched=include_unmatched
+        )
+        waiter.deadline_ms = self._context.now_ms + wait_ms
+        self.waits.add(waiter)
+        self._set_timer(waiter)
+        return waiter
+
+    def rename_wait(self, waiter: Waiter) -> None:
+        """The wait goes on for a new caller; the former one is told that it has ended."""
+        self._context.touch(topics.claim_wait(waiter.waiter_id))
+        self._drop_timer(waiter)
+        self.waits.rename(waiter)
+        self._set_timer(waiter)
+
+    def end_wait(self, waiter: Waiter) -> None:
+        """The waiter waits no more and was granted nothing."""
+        self._drop_timer(waiter)
+        self.waits.stop_waiting(waiter)
+        self.waits.forget(waiter)
+        self._context.touch(topics.claim_wait(waiter.waiter_id))
+
+    def live_grants(self, grants: Sequence[tuple[int, int]]) -> list[Task]:
+        """The tasks among (number, token) pairs whose claim still lives."""
+        tasks = []
+        for number, token in grants:
+            task = self._store.numbered(number)
+            if task is not None and task.state == CLAIMED and task.claim_token == token:
+                tasks.append(task)
+        return tasks
+
+    # --- ends of claims
+
+    def end_attempt(
+        self, task: Task, kind: EventKind, error: str, *, permanent: bool = False
+    ) -> None:
+        """A counted attempt is over: another one after the backoff, or the task is FAILED."""
+        holder = self._end_claim(task, kind, error)
+        task.retry_count += 1
+        task.last_error = error
+        if permanent or task.retry_count > task.max_retries:
+            self._store.finish(task, FAILED)
+            self._store.record(task, task_pb2.TASK_EVENT_KIND_DEAD_LETTERED, error)
+            self._store.retain(task)
+        else:
+            delay_ms = self._backoff_ms(task.retry_count)
+            if delay_ms:
+                self._store.schedule(task, delay_ms)
+            else:
+                self.enter(task)
+        self.serve(holder)
+
+    def release(self, task: Task) -> None:
+        """The claim is given back; no attempt is counted."""
+        holder = self._end_claim(task, task_pb2.TASK_EVENT_KIND_RELEASED)
+        self.enter(task)
+        self.serve(holder)
+
+    def complete(self, task: Task, result: bytes) -> None:
+        """The task is done."""
+        holder = self._end_claim(task, task_pb2.TASK_EVENT_KIND_COMPLETED)
+        task.result = result
+        self._store.finish(task, task_pb2.TASK_STATE_COMPLETED)
+        self._store.completed_total += 1
+        self._store.retain(task)
+        self.serve(holder)
+
+    def cancel(self, task: Task, reason: str) -> None:
+        """The task is called off, in whichever open state it is."""
+        holder = None
+        if task.state == CLAIMED:
+            holder = self._end_claim(task, task_pb2.TASK_EVENT_KIND_CANCELLED, reason)
+            self._store.finish(task, CANCELLED)
+        else:
+            self._store.leave_queue(task, CANCELLED)
+            self._store.record(task, task_pb2.TASK_EVENT_KIND_CANCELLED, reason)
+        task.last_error = reason
+        self._store.retain(task)
+        self.serve(holder)
+
+    def requeue(self, task: Task) -> None:
+        """A dead task begins again."""
+        task.retry_count = 0
+        self._store.record(task, task_pb2.TASK_EVENT_KIND_REQUEUED)
+        self.enter(task)
+
+    def serve(self, session: Session | None) -> None:
+        """The session may have room again: its waiting claims look through the queue."""
+        if session is None:
+            return
+        for waiter in self.waits.of_session(session):
+            if session.ready:
+                self._grant(waiter)
+
+    # --- sessions
+
+    def session_lost(self, session: Session, *, counted: bool) -> int:
+        """Takes all claims and waits from the session; returns how many claims it held."""
+        for waiter in self.waits.of_session(session):
+            self.end_wait(waiter)
+        held = sorted(session.claims)
+        for number in held:
+            task = self._store.numbered(number)
+            if task is None:
+                continue
+            if counted:
+                self.end_attempt(task, task_pb2.TASK_EVENT_KIND_SESSION_LOST, LOST_TEXT)
+            else:
+                self.release(task)
+        return len(held)
+
+    def session_changed(self, session: Session) -> None:
+        """The session's readiness may have changed."""
+        self.waits.session_changed(session)
+        self.serve(session)
+
+    # --- parts
+
+    def _grant(self, waiter: Waiter) -> bool:
+        tasks = self.take(
+            waiter.session,
+            waiter.max_tasks,
+            waiter.task_types,
+            include_unmatched=waiter.include_unmatched,
+        )
+        if not tasks:
+            return False
+        self._drop_timer(waiter)
+        self.waits.stop_waiting(waiter)
+        waiter.grants = tuple((task.number, task.claim_token) for task in tasks)
+        retention_ms = self._context.settings.milliseconds("request.retention")
+        self._granted.add(self._context.now_ms + retention_ms, waiter.waiter_id)
+        self._context.touch(topics.claim_wait(waiter.waiter_id))
+        return True
+
+    def _end_claim(self, task: Task, kind: EventKind, error: str = "") -> Session | None:
+        holder = self._sessions.find(task.session_id)
+        self._store.end_claim(task, holder, kind, error)
+        if holder is not None:
+            self.waits.session_changed(holder)
+        return holder
+
+    def _backoff_ms(self, retry_count: int) -> int:
+        settings = self._context.settings
+        base_ms = settings.milliseconds("task.retry_base")
+        most_ms = settings.milliseconds("task.retry_max_delay")
+        # 2^(retry_count - 1) * base; beyond 2^40 every delay is over the most.
+        return min(base_ms << min(retry_count - 1, 40), most_ms)
+
+    def _set_timer(self, waiter: Waiter) -> None:
+        waiter.timer = self._context.timers.schedule(
+            waiter.deadline_ms, WAIT_TIMER, waiter.waiter_id
+        )
+
+    def _drop_timer(self, waiter: Waiter) -> None:
+        if waiter.timer is not None:
+            self._context.timers.cancel(waiter.timer)
+            waiter.timer = None
+
+    def _forget_grant(self, waiter_id: int) -> None:
+        waiter = self.waits.find(waiter_id)
+        if waiter is not None:
+            self.waits.forget(waiter)
+
+    # --- timers: each looks at its record again
+
+    def _claim_due(self, key: int | str) -> None:
+        task = self._store.numbered(int(key))
+        if task is None or task.state != CLAIMED or task.claim_expire_ms > self._context.now_ms:
+            return
+        self._store.timer_fired(task)
+        self.end_attempt(task, task_pb2.TASK_EVENT_KIND_CLAIM_EXPIRED, EXPIRED_TEXT)
+
+    def _available_due(self, key: int | str) -> None:
+        task = self._store.numbered(int(key))
+        if task is None or task.state != task_pb2.TASK_STATE_SCHEDULED:
+            return
+        self._store.timer_fired(task)
+        self._store.record(task, task_pb2.TASK_EVENT_KIND_AVAILABLE)
+        self.enter(task)
+
+    def _wait_due(self, key: int | str) -> None:
+        waiter = self.waits.find(int(key))
+        if waiter is not None and not waiter.grants:
+            waiter.timer = None
+            self.end_wait(waiter)

@@ -1,0 +1,158 @@
+"""Claims that wait in the log: who is next for a task, first come first served.
+
+Only waiters of sessions that may get a task now are in the heaps, each by what it takes: a class of
+affinity and a type. So finding the first waiter for a task looks at no more than four tops, however
+many wait for other things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gaia_grpc.state.affinity import GENERAL
+from gaia_grpc.state.lazy_heap import LazyHeap
+from gaia_grpc.state.session_record import Session
+from gaia_grpc.state.task_record import Task
+from gaia_grpc.state.timers import Timer
+
+ANY = "*any"
+"""Class of the waiters that take every affinity; `*` stands in no valid affinity."""
+EVERY = "*every"
+"""Class of all waiters: each of them takes general tasks."""
+
+
+class Waiter:
+    """A claim that waits for its first task, or was granted some that nobody has fetched yet."""
+
+    __slots__ = (
+        "active",
+        "arrival",
+        "deadline_ms",
+        "grants",
+        "include_unmatched",
+        "max_tasks",
+        "session",
+        "task_types",
+        "timer",
+        "waiter_id",
+    )
+
+    def __init__(
+        self,
+        waiter_id: int,
+        session: Session,
+        max_tasks: int,
+        task_types: Sequence[str],
+        *,
+        include_unmatched: bool,
+    ) -> None:
+        self.waiter_id = waiter_id
+        self.arrival = waiter_id  # keeps its place when the wait gets another id
+        self.session = session
+        self.max_tasks = max_tasks
+        self.task_types = tuple(dict.fromkeys(task_types))
+        self.include_unmatched = include_unmatched
+        self.grants: tuple[tuple[int, int], ...] = ()
+        """(task number, claim token); empty while it waits."""
+        self.deadline_ms = 0
+        self.active = False
+        self.timer: Timer | None = None
+
+
+class WaitList:
+    """All waiters by id, and the waiting ones in their order."""
+
+    __slots__ = ("_active", "_by_session", "_heaps", "_waiters", "count", "last_id")
+
+    def __init__(self) -> None:
+        self.last_id = 0
+        self.count = 0
+        """How many wait."""
+        self._waiters: dict[int, Waiter] = {}
+        self._by_session: dict[int, list[Waiter]] = {}
+        """Waiting ones, in the order of their arrival."""
+        self._active: dict[int, Waiter] = {}
+        """By arrival: those that are in the heaps."""
+        self._heaps: dict[tuple[str, str], LazyHeap] = {}
+
+    def find(self, waiter_id: int) -> Waiter | None:
+        """The waiter, or None where the wait has ended."""
+        return self._waiters.get(waiter_id)
+
+    def of_session(self, session: Session) -> tuple[Waiter, ...]:
+        """The session's waiting claims in the order of their arrival."""
+        return tuple(self._by_session.get(session.number, ()))
+
+    def add(self, waiter: Waiter) -> None:
+        """The waiter begins to wait."""
+        self.count += 1
+        self.last_id = waiter.waiter_id
+        self._waiters[waiter.waiter_id] = waiter
+        self._by_session.setdefault(waiter.session.number, []).append(waiter)
+        self._set_active(waiter, active=waiter.session.ready)
+
+    def rename(self, waiter: Waiter) -> None:
+        """Gives the wait another id: its former caller has no say in it any more."""
+        del self._waiters[waiter.waiter_id]
+        self.last_id += 1
+        waiter.waiter_id = self.last_id
+        self._waiters[waiter.waiter_id] = waiter
+
+    def stop_waiting(self, waiter: Waiter) -> None:
+        """The waiter leaves the order; it can still be found."""
+        self.count -= 1
+        self._set_active(waiter, active=False)
+        waiters = self._by_session[waiter.session.number]
+        waiters.remove(waiter)
+        if not waiters:
+            del self._by_session[waiter.session.number]
+
+    def forget(self, waiter: Waiter) -> None:
+        """Removes a waiter that does not wait any more."""
+        self._waiters.pop(waiter.waiter_id, None)
+
+    def session_changed(self, session: Session) -> None:
+        """Brings the session's waiters in or out by whether it may get a task now."""
+        for waiter in self._by_session.get(session.number, ()):
+            self._set_active(waiter, active=session.ready)
+
+    def first_for(self, task: Task) -> Waiter | None:
+        """Who has waited longest for a task like this one."""
+        classes = (EVERY,) if task.affinity == GENERAL else (task.affinity, ANY)
+        first: int | None = None
+        for name in classes:
+            for task_type in (task.task_type, ""):
+                heap = self._heaps.get((name, task_type))
+                arrival = heap.first(self._is_active) if heap is not None else None
+                if arrival is not None and (first is None or arrival < first):
+                    first = arrival
+        return None if first is None else self._active[first]
+
+    def _set_active(self, waiter: Waiter, *, active: bool) -> None:
+        if waiter.active == active:
+            return
+        waiter.active = active
+        if active:
+            self._active[waiter.arrival] = waiter
+        else:
+            del self._active[waiter.arrival]
+        for place in _places(waiter):
+            heap = self._heaps.get(place)
+            if heap is None:
+                heap = self._heaps[place] = LazyHeap()
+            if active:
+                heap.add(waiter.arrival)
+                continue
+            heap.leave(self._is_active)
+            if heap.live == 0:
+                del self._heaps[place]
+
+    def _is_active(self, arrival: int) -> bool:
+        return arrival in self._active
+
+
+def _places(waiter: Waiter) -> list[tuple[str, str]]:
+    specialty = waiter.session.specialty
+    takes_all = specialty == GENERAL or waiter.include_unmatched
+    classes = (ANY if takes_all else specialty, EVERY)
+    return [(name, task_type) for name in classes for task_type in waiter.task_types or ("",)]
