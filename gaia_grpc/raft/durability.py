@@ -4,12 +4,13 @@ Several writes may be under way at once. They complete in order, so the state ne
 far the log is durable, which term and vote are, and for each write under way how far the log will
 be durable once it is done.
 
-Why a completion can't be matched by (term, index) (faults B31): a leader of term 1 appends entry
-1/6 and hands it out in write 1. It is deposed, a leader of term 2 overwrites index 6 (write 2), is
-itself cut off, and the leader of a later term brings 1/6 back (write 3). When write 1 completes,
-the disk holds 1/6 for a moment, and write 2 then removes it. Had the completion of write 1 been
-taken for an acknowledgement of the entry 1/6 that is in memory now, a crash between writes 2 and 3
-would lose an acknowledged entry. So each truncation lowers what the writes under way stand for.
+Why a completion can't be matched by (term, index) (faults B31): a peer hands out entry 1/6 in
+write 1. A leader of term 2 overwrites index 6 (write 2), and a leader of a later term brings 1/6
+back (write 3). When write 1 completes, the disk holds 1/6 for a moment, and write 2 then removes
+it. Had that completion been taken for an acknowledgement of the entry 1/6 that is in memory now, a
+crash between writes 2 and 3 would lose an acknowledged entry. So each truncation lowers what the
+writes under way stand for. (Since a new leader's term must be on disk before anything is answered
+to it, the story can't come that far today; this rule does not lean on that one.)
 """
 
 from __future__ import annotations
