@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import grpc
-from gaia.alert.v1.alert_pb2_grpc import AlertServiceAsyncStub, AlertServiceStub
-from gaia.classroom.v1.classroom_pb2_grpc import ClassroomServiceAsyncStub, ClassroomServiceStub
-from gaia.cluster.v1.cluster_pb2_grpc import ClusterServiceAsyncStub, ClusterServiceStub
-from gaia.lock.v1.lock_pb2_grpc import LockServiceAsyncStub, LockServiceStub
-from gaia.metrics.v1.metrics_pb2_grpc import MetricsServiceAsyncStub, MetricsServiceStub
-from gaia.session.v1.session_pb2_grpc import SessionServiceAsyncStub, SessionServiceStub
-from gaia.task.v1.task_pb2_grpc import TaskServiceAsyncStub, TaskServiceStub
+from gaia.alert.v1.alert_pb2_grpc import AlertServiceStub
+from gaia.classroom.v1.classroom_pb2_grpc import ClassroomServiceStub
+from gaia.cluster.v1.cluster_pb2_grpc import ClusterServiceStub
+from gaia.lock.v1.lock_pb2_grpc import LockServiceStub
+from gaia.metrics.v1.metrics_pb2_grpc import MetricsServiceStub
+from gaia.session.v1.session_pb2_grpc import SessionServiceStub
+from gaia.task.v1.task_pb2_grpc import TaskServiceStub
+
+if TYPE_CHECKING:  # the asyncio views of the stubs exist only as types
+    from gaia.alert.v1.alert_pb2_grpc import AlertServiceAsyncStub
+    from gaia.classroom.v1.classroom_pb2_grpc import ClassroomServiceAsyncStub
+    from gaia.cluster.v1.cluster_pb2_grpc import ClusterServiceAsyncStub
+    from gaia.lock.v1.lock_pb2_grpc import LockServiceAsyncStub
+    from gaia.metrics.v1.metrics_pb2_grpc import MetricsServiceAsyncStub
+    from gaia.session.v1.session_pb2_grpc import SessionServiceAsyncStub
+    from gaia.task.v1.task_pb2_grpc import TaskServiceAsyncStub
 
 MAX_MESSAGE_SIZE_BYTES = 64 << 20
 

@@ -1,0 +1,320 @@
+"""The worker: claims, reports, renews, stops gracefully, and heals after a lost session."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+
+import grpc
+import pytest
+from gaia.session.v1 import session_pb2
+from gaia.task.v1 import task_pb2
+
+from gaia_grpc.client import PermanentTaskError, Worker
+from gaia_grpc.errors import AlreadyExistsError
+from tests.client.conftest import Connect
+from tests.client.fake_peer import Context, FakePeer, refuse
+
+Peers = tuple[FakePeer, FakePeer]
+
+
+class Queue:
+    """Sessions and tasks as one peer would serve them."""
+
+    def __init__(self, peer: FakePeer, *tasks: str, claim_s: float = 60.0) -> None:
+        self.waiting = deque(tasks)
+        self.claim_s = claim_s
+        self.incarnation = 0
+        self.session_failed = False
+        self.stale: set[str] = set()
+        self.done: list[str] = []
+        self.change = asyncio.Event()
+        for name in (
+            "RegisterSession",
+            "Heartbeat",
+            "DeregisterSession",
+            "ClaimTasks",
+            "ExtendClaim",
+            "CompleteTask",
+            "FailTask",
+        ):
+            peer.answers[name] = getattr(self, name)
+
+    def session(self) -> session_pb2.Session:
+        return session_pb2.Session(session_id="s1", incarnation=self.incarnation)
+
+    def note(self, line: str) -> None:
+        self.done.append(line)
+        self.change.set()
+        self.change = asyncio.Event()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():
+                await self.change.wait()
+
+    async def RegisterSession(
+        self, request: session_pb2.RegisterSessionRequest, context: Context
+    ) -> session_pb2.RegisterSessionResponse:
+        if request.name == "taken":
+            await refuse(context, grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS")
+        self.incarnation += 1
+        self.session_failed = False
+        self.note(f"registered {request.name} {self.incarnation}")
+        return session_pb2.RegisterSessionResponse(session=self.session(), heartbeat_interval_ms=50)
+
+    async def Heartbeat(
+        self, request: session_pb2.HeartbeatRequest, context: Context
+    ) -> session_pb2.HeartbeatResponse:
+        if self.session_failed:
+            await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "SESSION_FAILED")
+        self.note(f"heartbeat {request.incarnation}")
+        return session_pb2.HeartbeatResponse(session=self.session())
+
+    async def DeregisterSession(
+        self, request: session_pb2.DeregisterSessionRequest, context: Context
+    ) -> session_pb2.DeregisterSessionResponse:
+        self.note(f"deregistered {request.incarnation}")
+        return session_pb2.DeregisterSessionResponse()
+
+    async def ClaimTasks(
+        self, request: task_pb2.ClaimTasksRequest, context: Context
+    ) -> task_pb2.ClaimTasksResponse:
+        while not self.waiting:
+            await self.change.wait()
+        response = task_pb2.ClaimTasksResponse()
+        while self.waiting and len(response.tasks) < request.max_tasks:
+            task_id = self.waiting.popleft()
+            task = response.tasks.add(
+                task_id=task_id, task_type="grade", claim_token=7, claimed_by=request.session_id
+            )
+            task.update_time.FromMilliseconds(1_000)
+            task.claim_expire_time.FromMilliseconds(1_000 + round(self.claim_s * 1000))
+        return response
+
+    async def refuse_stale(self, task_id: str, context: Context) -> None:
+        if task_id in self.stale:
+            await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "STALE_CLAIM")
+
+    async def ExtendClaim(
+        self, request: task_pb2.ExtendClaimRequest, context: Context
+    ) -> task_pb2.ExtendClaimResponse:
+        await self.refuse_stale(request.task_id, context)
+        self.note(f"extended {request.task_id}")
+        return task_pb2.ExtendClaimResponse()
+
+    async def CompleteTask(
+        self, request: task_pb2.CompleteTaskRequest, context: Context
+    ) -> task_pb2.CompleteTaskResponse:
+        await self.refuse_stale(request.task_id, context)
+        self.note(f"completed {request.task_id} {request.claim_token} {request.result.decode()}")
+        return task_pb2.CompleteTaskResponse()
+
+    async def FailTask(
+        self, request: task_pb2.FailTaskRequest, context: Context
+    ) -> task_pb2.FailTaskResponse:
+        self.note(f"failed {request.task_id} {request.error} {request.permanent}")
+        return task_pb2.FailTaskResponse()
+
+    def lines(self, word: str) -> list[str]:
+        return [line for line in self.done if line.startswith(word)]
+
+
+async def grade(task: task_pb2.Task) -> bytes:
+    return b"A"
+
+
+async def test_tasks_are_claimed_run_and_completed_with_their_token(
+    peers: Peers, connect: Connect
+) -> None:
+    queue = Queue(peers[0], "t1", "t2", "t3")
+    client = await connect(peers[0])
+    async with Worker(client, name="w", handler=grade, specialty="math") as worker:
+        await queue.until(lambda: len(queue.lines("completed")) == 3)
+        await queue.until(lambda: bool(queue.lines("heartbeat 1")))
+    assert queue.lines("completed") == [f"completed t{n} 7 A" for n in (1, 2, 3)]
+    assert queue.done[-1] == "deregistered 1"
+    assert (worker.counters.claimed, worker.counters.completed) == (3, 3)
+    [request] = peers[0].of("RegisterSession")
+    assert (request.name, request.specialty, request.max_concurrent_tasks) == ("w", "math", 1)
+
+
+async def test_a_plain_function_runs_in_a_thread(peers: Peers, connect: Connect) -> None:
+    queue = Queue(peers[0], "t1")
+    threads: list[int] = []
+
+    def handler(task: task_pb2.Task) -> bytes:
+        threads.append(threading.get_ident())
+        return b"B"
+
+    client = await connect(peers[0])
+    async with Worker(client, name="w", handler=handler):
+        await queue.until(lambda: bool(queue.lines("completed")))
+    assert threads != [threading.get_ident()]
+    assert queue.lines("completed") == ["completed t1 7 B"]
+
+
+async def test_an_exception_fails_the_attempt_and_a_permanent_one_for_good(
+    peers: Peers, connect: Connect
+) -> None:
+    queue = Queue(peers[0], "t1", "t2")
+
+    async def handler(task: task_pb2.Task) -> bytes:
+        if task.task_id == "t1":
+            raise ValueError("no answer key")
+        raise PermanentTaskError("blank page")
+
+    client = await connect(peers[0])
+    async with Worker(client, name="w", handler=handler) as worker:
+        await queue.until(lambda: len(queue.lines("failed")) == 2)
+    assert queue.lines("failed") == [
+        "failed t1 ValueError: no answer key False",
+        "failed t2 PermanentTaskError: blank page True",
+    ]
+    assert worker.counters.failed == 2
+
+
+async def test_at_most_max_concurrent_handlers_run(peers: Peers, connect: Connect) -> None:
+    queue = Queue(peers[0], *(f"t{n}" for n in range(9)))
+    running, most = 0, 0
+    gate = asyncio.Event()
+
+    async def handler(task: task_pb2.Task) -> bytes:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        if most == 3:
+            gate.set()
+        await gate.wait()
+        running -= 1
+        return b""
+
+    client = await connect(peers[0])
+    async with Worker(client, name="w", handler=handler, max_concurrent=3):
+        await queue.until(lambda: len(queue.lines("completed")) == 9)
+    assert most == 3
+    assert all(1 <= request.max_tasks <= 3 for request in peers[0].of("ClaimTasks"))
+
+
+async def test_a_long_task_is_renewed_at_a_third_of_its_claim(
+    peers: Peers, connect: Connect
+) -> None:
+    queue = Queue(peers[0], "t1", claim_s=0.3)
+
+    async def handler(task: task_pb2.Task) -> bytes:
+        await queue.until(lambda: len(queue.lines("extended")) == 2)
+        return b""
+
+    client = await connect(peers[0])
+    async with Worker(client, name="w", handler=handler):
+        await queue.until(lambda: bool(queue.lines("completed")))
+    assert len(queue.lines("extended")) >= 2
+
+
+async def test_a_claim_that_was_lost_cancels_the_handler(peers: Peers, connect: Connect) -> None:
+    queue = Queue(peers[0], "t1", "t2", claim_s=0.15)
+    queue.stale = {"t1"}
+    cancelled = asyncio.Event()
+
+    async def handler(task: task_pb2.Task) -> bytes:
+        if task.task_id == "t1":
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+        return b""
+
+    client = await connect(peers[0])
+    async with Worker(client, name="w", handler=handler) as worker:
+        async with asyncio.timeout(5):
+            await cancelled.wait()
+        await queue.until(lambda: bool(queue.lines("completed t2")))
+    assert worker.counters.lost == 1
+    assert not queue.lines("completed t1")
+
+
+async def test_a_failed_session_registers_again_and_works_on(
+    peers: Peers, connect: Connect
+) -> None:
+    queue = Queue(peers[0], "t1")
+    started = asyncio.Event()
+
+    async def handler(task: task_pb2.Task) -> bytes:
+        if task.task_id == "t1":
+            started.set()
+            await asyncio.Event().wait()
+        return b""
+
+    client = await connect(peers[0])
+    async with Worker(client, name="w", handler=handler) as worker:
+        await started.wait()
+        queue.session_failed = True
+        await queue.until(lambda: bool(queue.lines("registered w 2")))
+        queue.waiting.append("t2")
+        queue.note("enqueued t2")
+        await queue.until(lambda: bool(queue.lines("completed t2")))
+        await queue.until(lambda: bool(queue.lines("heartbeat 2")))
+    assert worker.counters.registrations == 2
+    assert worker.counters.lost == 1
+    assert queue.done[-1] == "deregistered 2"
+
+
+async def test_stop_finishes_what_it_holds_and_claims_nothing_more(
+    peers: Peers, connect: Connect
+) -> None:
+    queue = Queue(peers[0], "t1")
+    started, finish = asyncio.Event(), asyncio.Event()
+
+    async def handler(task: task_pb2.Task) -> bytes:
+        started.set()
+        await finish.wait()
+        return b""
+
+    client = await connect(peers[0])
+    worker = await Worker(client, name="w", handler=handler).start()
+    await started.wait()
+    queue.waiting.append("t2")
+    stopping = asyncio.create_task(worker.stop())
+    await queue.until(lambda: len(queue.lines("heartbeat")) >= 2)
+    assert not stopping.done()
+    finish.set()
+    await stopping
+    assert queue.done[-2:] == ["completed t1 7 ", "deregistered 1"]
+    assert list(queue.waiting) == ["t2"]
+
+
+async def test_stop_does_not_wait_longer_than_its_drain_time(
+    peers: Peers, connect: Connect
+) -> None:
+    queue = Queue(peers[0], "t1")
+    started = asyncio.Event()
+
+    async def handler(task: task_pb2.Task) -> bytes:
+        started.set()
+        await asyncio.Event().wait()
+        return b""
+
+    client = await connect(peers[0])
+    worker = await Worker(client, name="w", handler=handler, drain=0.05).start()
+    await started.wait()
+    await worker.stop()
+    assert queue.done[-1] == "deregistered 1"
+    assert worker.counters.lost == 1
+
+
+async def test_a_taken_name_is_an_error_of_the_start(peers: Peers, connect: Connect) -> None:
+    Queue(peers[0])
+    client = await connect(peers[0])
+    with pytest.raises(AlreadyExistsError):
+        await Worker(client, name="taken", handler=grade).start()
+
+
+async def test_a_late_report_is_counted_as_lost(peers: Peers, connect: Connect) -> None:
+    queue = Queue(peers[0], "t1", "t2")
+    queue.stale = {"t1"}
+    client = await connect(peers[0])
+    async with Worker(client, name="w", handler=grade) as worker:
+        await queue.until(lambda: bool(queue.lines("completed t2")))
+    assert (worker.counters.lost, worker.counters.completed) == (1, 1)
