@@ -21,7 +21,7 @@ from gaia_grpc.errors import InvalidArgumentError
 from gaia_grpc.raft.messages import AppendRequest
 from gaia_grpc.raft.types import NodeId, Term
 from gaia_grpc.transport.api import InboundHandler
-from gaia_grpc.transport.links import Counters, FrameQueue, end_task, log
+from gaia_grpc.transport.links import Counters, FrameQueue, accepted, end_call, log, pause
 from gaia_grpc.transport.options import TransportOptions
 from gaia_grpc.transport.wire import (
     append_request_to_proto,
@@ -56,7 +56,7 @@ class AppendStream:
         )
         self._established = False
         self._broken = False
-        self._closing = False
+        self._closing = asyncio.Event()
         self._refusal = ""
 
     @property
@@ -69,11 +69,11 @@ class AppendStream:
         size_bytes = 0
         for entry in payload.entries:
             size_bytes += len(entry.data)
-        return not self._closing and self._queue.put(term, payload, size_bytes)
+        return not self._closing.is_set() and self._queue.put(term, payload, size_bytes)
 
     def close(self) -> None:
         """Lets `run` end, after a CLOSING frame where a stream is open."""
-        self._closing = True
+        self._closing.set()
         self._queue.changed.set()
 
     async def run(self) -> None:
@@ -81,21 +81,21 @@ class AppendStream:
         backoff_ms = self._options.backoff_min_ms
         while True:
             await self._wait_for_frames()
-            if self._closing:
+            if self._closing.is_set():
                 return
             await self._serve()
-            if self._closing:
+            if self._closing.is_set():
                 return
             self._counters.breaks += 1
             self._counters.dropped += self._queue.clear()
             self._inbound.on_stream_broken(self._peer)
             if self._established:
                 backoff_ms = self._options.backoff_min_ms
-            await asyncio.sleep(backoff_ms / 1000)
+            await pause(backoff_ms, self._closing)
             backoff_ms = min(2 * backoff_ms, self._options.backoff_max_ms)
 
     async def _wait_for_frames(self) -> None:
-        while not self._queue and not self._closing and not self._broken:
+        while not self._queue and not self._closing.is_set() and not self._broken:
             self._queue.changed.clear()
             await self._queue.changed.wait()
 
@@ -107,9 +107,9 @@ class AppendStream:
         try:
             async with asyncio.timeout(self._options.connect_timeout_ms / 1000):
                 await call.write(self._frame(first=True))
-                await call.initial_metadata()
-            if call.done():
-                return
+                if not await accepted(call):
+                    await asyncio.wait([reader])
+                    return
             self._established = True
             self._counters.connects += 1
             self._refusal = ""
@@ -118,8 +118,7 @@ class AppendStream:
             # What ended the call is its status, which the reader reports.
             pass
         finally:
-            call.cancel()
-            await end_task(reader)
+            await end_call(call, reader)
 
     async def _write(self, call: AppendCall) -> None:
         queue = self._queue
@@ -127,7 +126,7 @@ class AppendStream:
             while queue:
                 await call.write(self._frame())
                 self._counters.sent += 1
-            if self._closing:
+            if self._closing.is_set():
                 async with asyncio.timeout(self._options.closing_timeout_ms / 1000):
                     await call.write(pb.AppendEntriesRequest(closing=True))
                     await call.done_writing()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from typing import Any
 
@@ -82,11 +83,13 @@ class ForwardSession:
         self._answer(call_id, outcome)
 
     async def _write(self, context: Context[Any, Any]) -> None:
-        while True:
-            while self._outcomes:
-                await context.write(pb.ForwardResponse(outcomes=self._next_frame()))
-            self._changed.clear()
-            await self._changed.wait()
+        # gRPC's own errors mean that the stream is gone, which ends the reading side too.
+        with contextlib.suppress(grpc.aio.BaseError):
+            while True:
+                while self._outcomes:
+                    await context.write(pb.ForwardResponse(outcomes=self._next_frame()))
+                self._changed.clear()
+                await self._changed.wait()
 
     def _next_frame(self) -> list[pb.ForwardedOutcome]:
         frame: list[pb.ForwardedOutcome] = []

@@ -25,7 +25,7 @@ from gaia_grpc.errors import (
 )
 from gaia_grpc.raft.types import NodeId
 from gaia_grpc.transport.api import ForwardedCall, ForwardedOutcome, InboundHandler
-from gaia_grpc.transport.links import end_task, log
+from gaia_grpc.transport.links import accepted, end_call, log, pause
 from gaia_grpc.transport.options import TransportOptions
 from gaia_grpc.transport.wire import hello_to_proto
 from gaia_grpc.transport.wire_calls import call_to_proto, outcome_from_proto
@@ -62,12 +62,12 @@ class ForwardStream:
         self._changed = asyncio.Event()
         self._next_id = 0
         self._broken = False
-        self._closing = False
+        self._closing = asyncio.Event()
         self._reason = "the peer can't be reached"
 
     async def call(self, call: ForwardedCall, timeout_s: float) -> ForwardedOutcome:
         """See `PeerTransport.forward`; also raises `OverloadedError`."""
-        if self._closing:
+        if self._closing.is_set():
             raise UnavailableError("this peer is stopping")
         if len(self._pending) >= self._options.max_forwards_in_flight:
             raise OverloadedError(
@@ -94,7 +94,7 @@ class ForwardStream:
 
     def close(self) -> None:
         """Ends `run`; calls in flight end as lost."""
-        self._closing = True
+        self._closing.set()
         self._changed.set()
 
     async def run(self) -> None:
@@ -102,20 +102,20 @@ class ForwardStream:
         try:
             while True:
                 await self._wait_for_calls()
-                if self._closing:
+                if self._closing.is_set():
                     return
                 await self._serve()
-                self._fail_all()
-                if self._closing:
+                if self._closing.is_set():
                     return
-                await asyncio.sleep(self._options.backoff_min_ms / 1000)
+                self._fail_all()
+                await pause(self._options.backoff_min_ms, self._closing)
         finally:
-            self._closing = True
+            self._closing.set()
             self._reason = "this peer is stopping"
             self._fail_all()
 
     async def _wait_for_calls(self) -> None:
-        while not self._unsent and not self._closing and not self._broken:
+        while not self._unsent and not self._closing.is_set() and not self._broken:
             self._changed.clear()
             await self._changed.wait()
 
@@ -135,10 +135,10 @@ class ForwardStream:
             async with asyncio.timeout(self._options.connect_timeout_ms / 1000):
                 hello = hello_to_proto(self._inbound.hello(self._peer))
                 await call.write(pb.ForwardRequest(hello=hello))
-                await call.initial_metadata()
-            if call.done():
-                return
-            while not self._broken and not self._closing:
+                if not await accepted(call):
+                    await asyncio.wait([reader])
+                    return
+            while not self._broken and not self._closing.is_set():
                 if frame := self._next_frame():
                     await call.write(pb.ForwardRequest(calls=frame))
                 else:
@@ -147,8 +147,7 @@ class ForwardStream:
             # What ended the call is its status, which the reader notes.
             pass
         finally:
-            call.cancel()
-            await end_task(reader)
+            await end_call(call, reader)
 
     def _next_frame(self) -> list[pb.ForwardedCall]:
         frame: list[pb.ForwardedCall] = []

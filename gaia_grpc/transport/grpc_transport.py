@@ -81,7 +81,8 @@ class GrpcTransport:
         self._servicer = RaftServicer(node_id, self._addresses, self._options)
         self._started = False
         self._links: dict[NodeId, _Link] = {}
-        self._tasks = TaskSet()
+        self._streams = TaskSet()
+        self._unary = TaskSet()
         self._closed = False
 
     def add_to_server(self, server: grpc.aio.Server) -> None:
@@ -103,8 +104,8 @@ class GrpcTransport:
         counters = Counters()
         appends = AppendStream(self._node_id, peer, stub, inbound, self._options, counters)
         forwards = ForwardStream(peer, stub, inbound, self._options)
-        self._tasks.spawn(appends.run(), f"appends-to-{peer}")
-        self._tasks.spawn(forwards.run(), f"forwards-to-{peer}")
+        self._streams.spawn(appends.run(), f"appends-to-{peer}")
+        self._streams.spawn(forwards.run(), f"forwards-to-{peer}")
         return _Link(inbound, channel, stub, appends, forwards, counters)
 
     def send(self, envelope: Envelope) -> None:
@@ -126,7 +127,7 @@ class GrpcTransport:
                 kept = link.unary_in_flight < self._options.max_votes_in_flight
                 if kept:
                     link.unary_in_flight += 1
-                    self._tasks.spawn(
+                    self._unary.spawn(
                         self._send_unary(envelope.to_node, link, envelope.term, payload),
                         f"unary-to-{envelope.to_node}",
                     )
@@ -209,8 +210,9 @@ class GrpcTransport:
             link.appends.close()
             link.forwards.close()
         await self._servicer.close()
-        await self._tasks.join(2 * self._options.closing_timeout_ms / 1000)
-        await self._tasks.close()
+        await self._unary.close()
+        await self._streams.join(2 * self._options.closing_timeout_ms / 1000)
+        await self._streams.close()
         await asyncio.gather(*(link.channel.close(None) for link in self._links.values()))
 
     def stats(self) -> Mapping[NodeId, PeerStats]:

@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import grpc
 import structlog
 
 from gaia_grpc.raft.messages import AppendRequest, AppendResponse
@@ -19,6 +20,7 @@ log = structlog.get_logger("gaia.transport")
 
 FramePayload = TypeVar("FramePayload", AppendRequest, AppendResponse)
 
+_STATUS_WAIT_S = 0.1
 _PROBE_WAIT_S = 0.1
 _PROBE_TRIES = 5
 _PROBE_PAUSE_S = 0.005
@@ -123,12 +125,41 @@ class TaskSet:
             await asyncio.wait(tasks)
 
 
+async def pause(duration_ms: int, ended_by: asyncio.Event) -> None:
+    """Sleeps, unless the event comes first."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(duration_ms / 1000):
+            await ended_by.wait()
+
+
 async def end_task(task: asyncio.Task[None]) -> None:
     """Cancels a task, waits for its end and logs what it died of."""
     task.cancel()
     await asyncio.wait([task])
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("task failed", task=task.get_name(), exc_info=error)
+
+
+ACCEPTED = (("gaia-raft", "accepted"),)
+"""Initial metadata of an accepted stream. A refused one has initial metadata too, as gRPC clients
+see it (empty, a moment before its status), so only this word tells them apart."""
+
+
+async def accepted(call: grpc.aio.StreamStreamCall[Any, Any]) -> bool:
+    """Waits until the other side has accepted or ended a stream."""
+    metadata = await call.initial_metadata()
+    return ACCEPTED[0] in tuple(metadata or ())
+
+
+async def end_call(call: grpc.aio.StreamStreamCall[Any, Any], reader: asyncio.Task[None]) -> None:
+    """Ends a stream and the task that reads its answers.
+
+    Where the other side has ended it, the reader first comes to see how: it reports a refusal.
+    """
+    if call.done():
+        await asyncio.wait([reader], timeout=_STATUS_WAIT_S)
+    call.cancel()
+    await end_task(reader)
 
 
 async def refuses_connections(address: str) -> bool:

@@ -9,6 +9,7 @@ they hold no rule of consensus.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Mapping
 from typing import Any, Never
@@ -26,6 +27,7 @@ from gaia_grpc.raft.types import NodeId, Term
 from gaia_grpc.transport.api import InboundHandler
 from gaia_grpc.transport.forward_session import ForwardSession
 from gaia_grpc.transport.links import (
+    ACCEPTED,
     Counters,
     FrameQueue,
     TaskSet,
@@ -154,7 +156,7 @@ class RaftServicer(raft_pb2_grpc.RaftServiceServicer):
         if not isinstance(first, pb.AppendEntriesRequest):
             return
         inbound, peer = await self._accept(first.hello, context)
-        await context.send_initial_metadata(())
+        await context.send_initial_metadata(ACCEPTED)
         answers: FrameQueue[AppendResponse] = FrameQueue(self._options.max_queue_frames, 0)
         self._append_answers[peer] = answers
         stream = _AppendSession(
@@ -177,7 +179,7 @@ class RaftServicer(raft_pb2_grpc.RaftServiceServicer):
         if not isinstance(first, pb.ForwardRequest):
             return
         inbound, _ = await self._accept(first.hello, context)
-        await context.send_initial_metadata(())
+        await context.send_initial_metadata(ACCEPTED)
         session = ForwardSession(inbound, self._options)
         try:
             await self._run_stream(session.read(first, context), context)
@@ -197,7 +199,7 @@ class RaftServicer(raft_pb2_grpc.RaftServiceServicer):
             error = reader.exception()
             if isinstance(error, InvalidArgumentError):
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
-            if error is not None:
+            if error is not None and not isinstance(error, grpc.aio.BaseError):
                 raise error
         finally:
             self._streams.discard(reader)
@@ -268,8 +270,10 @@ class _AppendSession:
 
 
 async def _write_answers(answers: FrameQueue[AppendResponse], context: Context[Any, Any]) -> None:
-    while True:
-        while answers:
-            await context.write(append_response_to_proto(*answers.pop()))
-        answers.changed.clear()
-        await answers.changed.wait()
+    # gRPC's own errors mean that the stream is gone, which ends the reading side too.
+    with contextlib.suppress(grpc.aio.BaseError):
+        while True:
+            while answers:
+                await context.write(append_response_to_proto(*answers.pop()))
+            answers.changed.clear()
+            await answers.changed.wait()
