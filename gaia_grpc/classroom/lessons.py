@@ -99,9 +99,14 @@ class ClassPlan:
         """What one student does, in the order of time."""
         return tuple(each for each in self.measurements if each.student_id == student_id)
 
-    def window_totals(self) -> dict[Key, Totals]:
-        """What the rolling windows must hold at the end of class."""
-        return self._totals(self.length_ms - WINDOW_MS)
+    def window_totals(self, end_ms: int) -> dict[Key, Totals]:
+        """What the rolling windows that end at `end_ms` of class must hold."""
+        totals: dict[Key, Totals] = defaultdict(Totals)
+        for each in self.measurements:
+            if end_ms - WINDOW_MS < each.at_ms <= end_ms:
+                key = (each.student_id, each.app_name, each.metric_type)
+                totals[key] = totals[key].plus(each.value)
+        return dict(totals)
 
     def accepted_totals(self) -> dict[tuple[str, str], int]:
         """How many measurements of each student in each app there are in the whole class."""
@@ -109,14 +114,6 @@ class ClassPlan:
         for each in self.measurements:
             counts[each.student_id, each.app_name] += 1
         return dict(counts)
-
-    def _totals(self, after_ms: int) -> dict[Key, Totals]:
-        totals: dict[Key, Totals] = defaultdict(Totals)
-        for each in self.measurements:
-            if each.at_ms > after_ms:
-                key = (each.student_id, each.app_name, each.metric_type)
-                totals[key] = totals[key].plus(each.value)
-        return dict(totals)
 
 
 def to_micro(value: float) -> int:

@@ -38,12 +38,25 @@ class ClassClock:
         self._held: dict[int, int] = {}
         self._next_hold = 0
         self._read_at_s = now_s()
+        self._stopped = False
         self._class_ms = 0.0
         self.held_ms = 0.0
         """Class time that the holds have cost so far."""
 
+    def stop(self) -> None:
+        """Class time stands still from now on, for as long as it takes."""
+        self.now_ms()
+        self._stopped = True
+
+    def start(self) -> None:
+        """Class time goes on from where it stands."""
+        self._read_at_s = self._now_s()
+        self._stopped = False
+
     def now_ms(self) -> int:
         """Class time now; never goes back, never passes the end."""
+        if self._stopped:
+            return int(self._class_ms)
         now_s = self._now_s()
         target = self._class_ms + (now_s - self._read_at_s) * 1_000.0 * self._speed
         self._read_at_s = now_s

@@ -88,14 +88,12 @@ def watch_alerts(
     json_output: JsonOption = False,
 ) -> None:
     """Print alert events as they happen, until Ctrl-C; goes on at another peer by itself."""
-    from gaia_grpc.cli.options import parse_cluster
-    from gaia_grpc.client import AlertListener, Client
+    from gaia_grpc.client import Client
 
     async def follow() -> None:
         async with (
-            await Client.connect(parse_cluster(cluster)) as client,
-            AlertListener(
-                client,
+            Client.connect(cluster) as client,
+            client.alerts.listen(
                 classroom_id=classroom,
                 student_id=student,
                 timeline_id=timeline,

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
 from gaia_grpc.cli.options import parse_cluster, run_async
 from gaia_grpc.client.connection import Connection, UnaryMethod
-from gaia_grpc.client.streams import StreamMethod, watch
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
 DEFAULT_TIMEOUT_S = 10.0
 PAGE_SIZE = 1_000
-WATCH_SILENCE_S = 20.0
 
 
 def ask(
@@ -69,15 +66,3 @@ def ask_all(
             await connection.close()
 
     return run_async(run())
-
-
-async def watching(
-    cluster: str, method: StreamMethod[Request, Response], request: Request
-) -> AsyncIterator[Response]:
-    """The messages of a watch, across peers that go away."""
-    connection = Connection(parse_cluster(cluster))
-    try:
-        async for message in watch(connection, method, request, silence=WATCH_SILENCE_S):
-            yield message
-    finally:
-        await connection.close()

@@ -62,19 +62,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outcome = app(args=arguments, prog_name="gaia", standalone_mode=False)
     except typer.TyperException as error:
         return _complain(error.format_message(), error.exit_code)
-    except ConfigError as error:
-        return _complain(error.message, EXIT_USAGE)
-    except GaiaError as error:
-        return _complain(error.message, EXIT_FAILURE)
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; the interpreter must not flush into it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILURE
-    except OSError as error:
-        return _complain(str(error), EXIT_FAILURE)
+    except ExceptionGroup as group:
+        return _explain(_first(group))
+    except Exception as error:
+        return _explain(error)
     return outcome if isinstance(outcome, int) else 0
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error of several that tasks of one command failed with."""
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _explain(error: BaseException) -> int:
+    """Prints an expected error as one line; anything else is a bug and keeps its trace."""
+    match error:
+        case ConfigError():
+            return _complain(error.message, EXIT_USAGE)
+        case GaiaError():
+            return _complain(error.message, EXIT_FAILURE)
+        case BrokenPipeError():
+            # Whoever read our output has seen enough; nothing more may be flushed into it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_FAILURE
+        case OSError() | TimeoutError():
+            return _complain(str(error) or "timed out", EXIT_FAILURE)
+        case _:
+            raise error
 
 
 def _complain(message: str, code: int) -> int:

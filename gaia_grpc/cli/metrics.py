@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -85,22 +86,22 @@ def watch_classroom(
     json_output: JsonOption = False,
 ) -> None:
     """Show the windows of a classroom as they change, until Ctrl-C."""
-    from gaia.metrics.v1 import metrics_pb2
-
-    from gaia_grpc.cli.ask import watching
-
-    request = metrics_pb2.WatchClassroomRequest(classroom_id=classroom_id, timeline_id=timeline)
+    from gaia_grpc.client import Client
 
     async def follow() -> None:
-        seen = 0
-        async for update in watching(cluster, lambda peer: peer.metrics.WatchClassroom, request):
-            if json_output:
-                print_json(update)
-            elif update.aggregates:
-                _show(update.aggregates, "")
-            seen += 1
-            if seen == count:
-                return
+        async with (
+            Client.connect(cluster) as client,
+            aclosing(client.metrics.watch_classroom(classroom_id, timeline_id=timeline)) as updates,
+        ):
+            seen = 0
+            async for update in updates:
+                if json_output:
+                    print_json(update)
+                elif update.aggregates:
+                    _show(update.aggregates, "")
+                seen += 1
+                if seen == count:
+                    return
 
     run_async(follow())
 

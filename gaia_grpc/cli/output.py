@@ -12,6 +12,7 @@ import typer.core
 if TYPE_CHECKING:
     from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
+    from rich.console import Console
 
 PLAIN_WIDTH = 240
 
@@ -40,7 +41,6 @@ def print_plain_json(value: Any) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
     """Rows under their headings; `empty` where there are none."""
-    from rich.console import Console
     from rich.table import Table
 
     found = [[str(cell) for cell in row] for row in rows]
@@ -52,8 +52,15 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty:
         table.add_column(column, overflow="fold")
     for row in found:
         table.add_row(*row)
+    console().print(table)
+
+
+def console() -> Console:
+    """Standard output: as wide as the terminal, or wide enough for any table in a file or pipe."""
+    from rich.console import Console
+
     width = None if sys.stdout.isatty() else PLAIN_WIDTH
-    Console(width=width, highlight=False, markup=False, emoji=False).print(table)
+    return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
 def enum_word(name: Callable[[Any], str], value: int, prefix: str) -> str:
