@@ -1,0 +1,169 @@
+"""All alert events in one order: sequence numbers from 1 up without gaps, given in apply.
+
+An event holds the alert as it was, serialized once; the record of the alert and its newest event
+share those bytes. Beside the order of all there is one per timeline and one per classroom, so a
+subscriber's question costs what its own classroom produced. How far one question looks is bounded,
+and the answer says how far that was, so a quiet subscriber goes on from there.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from gaia.alert.v1 import alert_pb2
+
+SCANNED_AT_MOST: Final = 10_000
+TRIM_AT_LEAST: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    """One change of one alert; `body` is the serialized Alert after it."""
+
+    sequence: int
+    change: int
+    applied_index: int
+    alert_number: int
+    timeline_id: str
+    classroom_id: str
+    student_id: str
+    severity: int
+    body: bytes
+
+    def message(self) -> alert_pb2.AlertEvent:
+        """The event as the contract has it."""
+        event = alert_pb2.AlertEvent(
+            sequence=self.sequence,
+            change=alert_pb2.AlertChange.ValueType(self.change),
+            applied_index=self.applied_index,
+        )
+        event.alert.MergeFromString(self.body)
+        return event
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What to select; empty texts and 0 match all, but the timeline is always one."""
+
+    timeline_id: str = ""
+    classroom_id: str = ""
+    student_id: str = ""
+    min_severity: int = 0
+
+    def matches(self, student_id: str, severity: int) -> bool:
+        """Whether a record of the timeline and classroom is wanted."""
+        return severity >= self.min_severity and self.student_id in ("", student_id)
+
+
+Scope: TypeAlias = tuple[str, str]
+"""(timeline_id, classroom_id), with an empty classroom for the whole timeline."""
+
+
+def scopes(timeline_id: str, classroom_id: str) -> Iterator[Scope]:
+    """The orders that a record stands in."""
+    yield timeline_id, ""
+    if classroom_id:
+        yield timeline_id, classroom_id
+
+
+class ScopeIndex:
+    """Ascending numbers per scope; numbers leave from the front or from the middle."""
+
+    __slots__ = ("_numbers",)
+
+    def __init__(self) -> None:
+        self._numbers: dict[Scope, array[int]] = {}
+
+    def append(self, timeline_id: str, classroom_id: str, number: int) -> None:
+        """Adds the highest number so far."""
+        for scope in scopes(timeline_id, classroom_id):
+            numbers = self._numbers.get(scope)
+            if numbers is None:
+                numbers = self._numbers[scope] = array("q")
+            numbers.append(number)
+
+    def trim(self, timeline_id: str, classroom_id: str, below: int) -> None:
+        """Numbers below are gone; cut off when it is worth the move."""
+        for scope in scopes(timeline_id, classroom_id):
+            numbers = self._numbers.get(scope)
+            if numbers is None:
+                continue
+            gone = bisect_right(numbers, below - 1)
+            if gone == len(numbers):
+                del self._numbers[scope]
+            elif gone >= max(TRIM_AT_LEAST, len(numbers) >> 4):
+                del numbers[:gone]
+
+    def discard(self, timeline_id: str, classroom_id: str, number: int) -> None:
+        """Takes one number out of the middle."""
+        for scope in scopes(timeline_id, classroom_id):
+            numbers = self._numbers[scope]
+            del numbers[bisect_right(numbers, number) - 1]
+            if not numbers:
+                del self._numbers[scope]
+
+    def numbers(self, selection: Selection) -> array[int]:
+        """The smallest order that holds all of a selection; not to be changed."""
+        scope = (selection.timeline_id, selection.classroom_id)
+        return self._numbers.get(scope, _NOTHING)
+
+
+_NOTHING: Final = array("q")
+
+
+class AlertLog:
+    """The retained events and their orders."""
+
+    __slots__ = ("_events", "_gone", "_index", "newest")
+
+    def __init__(self) -> None:
+        self._events: list[EventRecord] = []
+        self._gone = 0
+        """Events at the front of the list that are forgotten and not cut off yet."""
+        self._index = ScopeIndex()
+        self.newest = 0
+        """Sequence of the newest event; 0 before the first."""
+
+    def __len__(self) -> int:
+        return len(self._events) - self._gone
+
+    @property
+    def oldest(self) -> int:
+        """Sequence of the oldest retained event; the next one's where none is."""
+        return self.newest - len(self) + 1
+
+    def append(self, event: EventRecord) -> None:
+        """Adds the event with the next sequence."""
+        self.newest = event.sequence
+        self._events.append(event)
+        self._index.append(event.timeline_id, event.classroom_id, event.sequence)
+
+    def drop_beyond(self, retained: int) -> list[EventRecord]:
+        """Forgets the oldest events until no more than `retained` are left; returns them."""
+        dropped = self._events[self._gone : max(len(self._events) - retained, self._gone)]
+        for event in dropped:
+            self._index.trim(event.timeline_id, event.classroom_id, event.sequence + 1)
+        self._gone += len(dropped)
+        if self._gone >= max(TRIM_AT_LEAST, len(self._events) >> 4):
+            del self._events[: self._gone]
+            self._gone = 0
+        return dropped
+
+    def select(
+        self, selection: Selection, after_sequence: int, limit: int
+    ) -> tuple[list[EventRecord], int]:
+        """Up to `limit` matching events after a sequence, and the sequence looked through."""
+        sequences = self._index.numbers(selection)
+        start = bisect_right(sequences, max(after_sequence, self.oldest - 1))
+        found: list[EventRecord] = []
+        for at in range(start, len(sequences)):
+            if len(found) >= limit or at - start >= SCANNED_AT_MOST:
+                return found, sequences[at] - 1
+            event = self._events[self._gone + sequences[at] - self.oldest]
+            if selection.matches(event.student_id, event.severity):
+                found.append(event)
+        return found, max(self.newest, after_sequence)

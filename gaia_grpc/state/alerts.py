@@ -1,0 +1,373 @@
+"""Alerts: the records of episodes, what teachers do with them, and the log of their events.
+
+Everything is decided in apply: when an alert opens, rises and ends, whether it is pushed, and the
+sequence of each event. Metrics come in through `observe` (metrics.py calls it after a batch that
+holds errors), time through the machine's timers (live) and `advance_timeline` (replays).
+
+A record is kept as long as it is open or one of its events is retained.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from typing import Final
+
+from gaia.alert.v1 import alert_pb2
+from gaia.command.v1 import command_pb2, query_pb2
+
+from gaia_grpc.state import page_tokens, topics
+from gaia_grpc.state.alert_log import SCANNED_AT_MOST, AlertLog, EventRecord, ScopeIndex, Selection
+from gaia_grpc.state.alert_text import describe
+from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
+from gaia_grpc.state.detector import estimate
+from gaia_grpc.state.episodes import Episode, EpisodeKey, Episodes
+from gaia_grpc.state.messages import timestamp
+from gaia_grpc.state.patterns import ErrorLimits, Finding, assess
+from gaia_grpc.state.refusal import (
+    FAILED_PRECONDITION,
+    OUT_OF_RANGE,
+    invalid,
+    not_found,
+    refused,
+    unimplemented,
+)
+from gaia_grpc.state.timelines import LIVE, Key, Timeline, Timelines
+from gaia_grpc.state.windows import StudentWindow
+
+ERRORS_GROUP: Final = "errors"
+ACKNOWLEDGED_MUTES_MS: Final = 300_000
+ID_PREFIX: Final = "alert-"
+TIMER: Final = "alert"
+DEFAULT_EVENTS, MOST_EVENTS = 100, 1_000
+
+
+class AlertRecord:
+    """One alert; `body` is the serialized Alert, shared with its newest event."""
+
+    __slots__ = ("body", "last_sequence", "number", "severity", "state", "student_id")
+
+    def __init__(self, number: int, student_id: str) -> None:
+        self.number = number
+        self.student_id = student_id
+        self.severity = 0
+        self.state = 0
+        self.last_sequence = 0
+        self.body = b""
+
+    def message(self) -> alert_pb2.Alert:
+        """The alert as the contract has it, a copy."""
+        return alert_pb2.Alert.FromString(self.body)
+
+
+class AlertsTable:
+    """Handles AcknowledgeAlert, ResolveAlert, ListAlerts and the reading of alert events."""
+
+    def __init__(self, context: Context, timelines: Timelines) -> None:
+        self._context = context
+        self._timelines = timelines
+        self._records: dict[int, AlertRecord] = {}
+        self._index = ScopeIndex()
+        self._log = AlertLog()
+        self._episodes = Episodes()
+        self._numbers = 0
+        self._read_settings()
+        context.timers.register(TIMER, self._on_timer)
+        self.commands: Mapping[str, CommandHandler] = {
+            "acknowledge_alert": self.acknowledge,
+            "resolve_alert": self.resolve,
+        }
+        self.queries: Mapping[str, QueryHandler] = {
+            "list_alerts": self.list_alerts,
+            "alert_events": self.alert_events,
+        }
+
+    def settings_changed(self) -> None:
+        """Limits hold from now on; what is due is set again."""
+        self._read_settings()
+        for episode in self._episodes.all():
+            self._schedule_next(episode)
+        self._drop_events()
+
+    def _read_settings(self) -> None:
+        settings = self._context.settings
+        self._window_ms = settings.milliseconds("metrics.window")
+        self._limits = ErrorLimits(
+            window_ms=settings.milliseconds("alert.errors_window"),
+            repeated=settings.integer("alert.repeated_errors"),
+            excessive=settings.integer("alert.excessive_errors"),
+            streak=settings.integer("alert.critical_streak"),
+            lookback_ms=self._window_ms,
+        )
+        self._exit_after_ms = settings.milliseconds("alert.exit_after")
+        self._cooldown_ms = settings.milliseconds("alert.cooldown")
+        self._retained = settings.integer("alert.retained_events")
+
+    # --- what metrics and time do
+
+    def observe(
+        self, timeline: Timeline, key: Key, window: StudentWindow, from_ms: int, to_ms: int
+    ) -> None:
+        """Errors of `from_ms <= t <= to_ms` came into a window."""
+        finding = assess(window, from_ms, to_ms, self._limits)
+        if finding is None:
+            return
+        episode_key = (timeline.timeline_id, *key, ERRORS_GROUP)
+        episode = self._episodes.get(episode_key)
+        if episode is not None and not episode.is_open:
+            over_ms = episode.closed_ms + self._cooldown_ms
+            if timeline.clock_ms < over_ms and finding.severity <= episode.severity:
+                return
+            self._forget(episode)
+            episode = None
+        if episode is None:
+            self._open(timeline, episode_key, window, finding)
+            return
+        episode.hold_until_ms = max(episode.hold_until_ms, finding.hold_until_ms)
+        if finding.severity > episode.severity:
+            episode.severity = finding.severity
+            record = self._records[episode.number]
+            alert = record.message()
+            self._describe(alert, timeline, window, finding)
+            self._emit(record, alert, alert_pb2.ALERT_CHANGE_SEVERITY_RAISED)
+
+    def advance_timeline(self, timeline: Timeline, to_ms: int) -> None:
+        """Everything that falls due on a replayed timeline up to a time, in its order."""
+        while (episode := self._episodes.take_due(timeline.timeline_id, to_ms)) is not None:
+            self._look_again(episode, episode.due_ms)
+
+    def end_timeline(self, timeline: Timeline) -> None:
+        """A timeline is forgotten: nothing more can end its episodes."""
+        timeline_id = timeline.timeline_id
+        for episode in self._episodes.all():
+            if episode.key[0] == timeline_id:
+                if episode.is_open:
+                    self._close(episode, timeline.clock_ms)
+                self._episodes.remove(episode)
+        self._episodes.forget_timeline(timeline_id)
+
+    def _on_timer(self, number: int | str) -> None:
+        episode = self._episodes.by_number(int(number))
+        if episode is not None:
+            episode.timer = None
+            self._look_again(episode, self._context.now_ms)
+
+    def _look_again(self, episode: Episode, now_ms: int) -> None:
+        if not episode.is_open:
+            if episode.forget_ms(self._cooldown_ms) <= now_ms:
+                self._forget(episode)
+                return
+        elif (exit_ms := episode.exit_ms(self._exit_after_ms)) <= now_ms:
+            self._close(episode, exit_ms)
+        self._schedule_next(episode)
+
+    def _schedule_next(self, episode: Episode) -> None:
+        timers = self._context.timers
+        if episode.timer is not None:
+            timers.cancel(episode.timer)
+            episode.timer = None
+        if episode.is_open:
+            episode.due_ms = episode.exit_ms(self._exit_after_ms)
+        else:
+            episode.due_ms = episode.forget_ms(self._cooldown_ms)
+        if episode.key[0] == LIVE:
+            episode.timer = timers.schedule(episode.due_ms, TIMER, episode.number)
+        else:
+            self._episodes.schedule(episode)
+
+    def _open(
+        self, timeline: Timeline, key: EpisodeKey, window: StudentWindow, finding: Finding
+    ) -> None:
+        self._numbers += 1
+        record = self._records[self._numbers] = AlertRecord(self._numbers, key[1])
+        self._index.append(timeline.timeline_id, window.classroom_id, record.number)
+        alert = alert_pb2.Alert(
+            alert_id=f"{ID_PREFIX}{record.number}",
+            classroom_id=window.classroom_id,
+            student_id=key[1],
+            app_name=key[2],
+            timeline_id=timeline.timeline_id,
+            state=alert_pb2.ALERT_STATE_OPEN,
+            detected_at_ms=finding.at_ms,
+            create_time=timestamp(self._context.now_ms),
+        )
+        self._describe(alert, timeline, window, finding)
+        episode = Episode(
+            record.number, key, finding.severity, timeline.clock_ms, finding.hold_until_ms
+        )
+        self._episodes.add(episode)
+        self._schedule_next(episode)
+        self._emit(record, alert, alert_pb2.ALERT_CHANGE_OPENED)
+
+    def _describe(
+        self, alert: alert_pb2.Alert, timeline: Timeline, window: StudentWindow, finding: Finding
+    ) -> None:
+        # A device's clock may be ahead of its sent_at_ms by a little: the finding counts.
+        end_ms = max(timeline.clock_ms, finding.at_ms)
+        found = estimate(window, alert.app_name, end_ms, self._window_ms)
+        describe(
+            alert,
+            finding,
+            found,
+            errors_window_ms=self._limits.window_ms,
+            window_ms=self._window_ms,
+        )
+
+    def _close(self, episode: Episode, at_ms: int, teacher_id: str = "", note: str = "") -> None:
+        episode.closed_ms = at_ms
+        record = self._records[episode.number]
+        alert = record.message()
+        alert.state = alert_pb2.ALERT_STATE_RESOLVED
+        alert.resolved_at_ms = at_ms
+        alert.resolved_by = teacher_id
+        alert.resolution_note = note
+        self._emit(record, alert, alert_pb2.ALERT_CHANGE_RESOLVED)
+
+    def _forget(self, episode: Episode) -> None:
+        if episode.timer is not None:
+            self._context.timers.cancel(episode.timer)
+        self._episodes.remove(episode)
+
+    def _emit(
+        self, record: AlertRecord, alert: alert_pb2.Alert, change: alert_pb2.AlertChange.ValueType
+    ) -> None:
+        """Stores the alert and the event of its change."""
+        record.last_sequence = alert.last_sequence = self._log.newest + 1
+        record.severity = alert.severity
+        record.state = alert.state
+        record.body = alert.SerializeToString(deterministic=True)
+        self._log.append(
+            EventRecord(
+                sequence=alert.last_sequence,
+                change=change,
+                applied_index=self._context.index,
+                alert_number=record.number,
+                timeline_id=alert.timeline_id,
+                classroom_id=alert.classroom_id,
+                student_id=alert.student_id,
+                severity=alert.severity,
+                body=record.body,
+            )
+        )
+        self._context.touch(topics.ALERTS)
+        if alert.classroom_id:
+            self._context.touch(topics.classroom_alerts(alert.classroom_id))
+        self._drop_events()
+
+    def _drop_events(self) -> None:
+        for event in self._log.drop_beyond(self._retained):
+            record = self._records.get(event.alert_number)
+            if (
+                record is not None
+                and record.last_sequence == event.sequence
+                and record.state == alert_pb2.ALERT_STATE_RESOLVED
+            ):
+                del self._records[event.alert_number]
+                self._index.discard(event.timeline_id, event.classroom_id, record.number)
+
+    # --- commands
+
+    def acknowledge(self, body: command_pb2.AcknowledgeAlert) -> command_pb2.CommandResult:
+        """A teacher saw it: muted for 5 minutes. The same teacher again changes nothing."""
+        record = self._open_record(body.alert_id, body.teacher_id)
+        alert = record.message()
+        clock_ms = self._clock_ms(alert.timeline_id)
+        again = alert.acknowledged_by == body.teacher_id and clock_ms < alert.muted_until_ms
+        if not again:
+            alert.state = alert_pb2.ALERT_STATE_ACKNOWLEDGED
+            alert.acknowledged_by = body.teacher_id
+            alert.muted_until_ms = clock_ms + ACKNOWLEDGED_MUTES_MS
+            self._emit(record, alert, alert_pb2.ALERT_CHANGE_ACKNOWLEDGED)
+        return command_pb2.CommandResult(alert=alert)
+
+    def resolve(self, body: command_pb2.ResolveAlert) -> command_pb2.CommandResult:
+        """A teacher closes it; the quiet time begins."""
+        record = self._open_record(body.alert_id, body.teacher_id)
+        episode = self._episodes.by_number(record.number)
+        if episode is None:  # an open alert has one
+            raise not_found("alert", body.alert_id)
+        self._close(
+            episode, self._clock_ms(episode.key[0]), teacher_id=body.teacher_id, note=body.note
+        )
+        self._schedule_next(episode)
+        return command_pb2.CommandResult(alert=record.message())
+
+    def _open_record(self, alert_id: str, teacher_id: str) -> AlertRecord:
+        if not teacher_id:
+            raise invalid("teacher_id", "teacher_id is empty")
+        digits = alert_id.removeprefix(ID_PREFIX)
+        known = digits.isascii() and digits.isdigit() and len(digits) <= 18
+        record = self._records.get(int(digits)) if known else None
+        if record is None or alert_id != f"{ID_PREFIX}{record.number}":
+            raise not_found("alert", alert_id)
+        if record.state == alert_pb2.ALERT_STATE_RESOLVED:
+            raise refused(FAILED_PRECONDITION, "ALERT_RESOLVED", f"{alert_id} is resolved")
+        return record
+
+    def _clock_ms(self, timeline_id: str) -> int:
+        timeline = self._timelines.get(timeline_id)
+        if timeline_id == LIVE or timeline is None:
+            return self._context.now_ms
+        return timeline.clock_ms
+
+    # --- queries
+
+    def list_alerts(self, body: alert_pb2.ListAlertsRequest, now_ms: int) -> query_pb2.QueryResult:
+        """Newest first; a page that had to look far may be short and still name a next one."""
+        del now_ms
+        selection = select_by(body.filter)
+        size = page_tokens.page_size(body.page_size)
+        numbers = self._index.numbers(selection)
+        last = len(numbers)
+        token = page_tokens.decode(body, body.page_token)
+        if token:
+            last = bisect_left(numbers, int(token))
+        answer = alert_pb2.ListAlertsResponse()
+        scanned = 0
+        for at in range(last - 1, -1, -1):
+            if len(answer.alerts) >= size or scanned >= SCANNED_AT_MOST:
+                answer.next_page_token = page_tokens.encode(body, str(numbers[at + 1]))
+                break
+            scanned += 1
+            record = self._records[numbers[at]]
+            if body.state and record.state != body.state:
+                continue
+            if selection.matches(record.student_id, record.severity):
+                answer.alerts.add().MergeFromString(record.body)
+        return query_pb2.QueryResult(list_alerts=answer)
+
+    def alert_events(self, body: query_pb2.AlertEventsQuery, now_ms: int) -> query_pb2.QueryResult:
+        """Matching events after a sequence; 0 is all that are retained."""
+        del now_ms
+        selection = select_by(body.filter)
+        oldest = self._log.oldest
+        if body.after_sequence < 0:
+            raise invalid("after_sequence", "after_sequence is negative")
+        if 0 < body.after_sequence < oldest - 1:
+            raise refused(
+                OUT_OF_RANGE,
+                "OUT_OF_RANGE",
+                f"events up to {oldest - 1} are no longer retained",
+                details={"oldest_sequence": str(oldest)},
+            )
+        limit = min(body.limit if body.limit > 0 else DEFAULT_EVENTS, MOST_EVENTS)
+        events, through = self._log.select(selection, body.after_sequence, limit)
+        answer = query_pb2.AlertEventsResult(
+            events=[event.message() for event in events],
+            through_sequence=through,
+            oldest_sequence=oldest,
+            newest_sequence=self._log.newest,
+        )
+        return query_pb2.QueryResult(alert_events=answer)
+
+
+def select_by(wanted: alert_pb2.AlertFilter) -> Selection:
+    """The selection of a filter. Rosters come later, so a teacher's classrooms are unknown yet."""
+    if wanted.teacher_id:
+        raise unimplemented("filter.teacher_id")
+    return Selection(
+        timeline_id=wanted.timeline_id,
+        classroom_id=wanted.classroom_id,
+        student_id=wanted.student_id,
+        min_severity=wanted.min_severity,
+    )

@@ -1,0 +1,117 @@
+"""Episodes: one student in trouble in one app, from the first alarm to the end of the quiet time.
+
+An episode opens with a finding, only ever gets more severe while it lasts, and ends when its
+pattern has not held for `alert.exit_after`. It is looked at again at multiples of 5 s of its own
+time, in the order (time, number): log time for live metrics, the timeline's clock in a replay. After
+its end nothing opens for `alert.cooldown`, except what is more severe.
+
+Context-free: `Episodes` knows when each has to be looked at and who is next; what happens then is
+decided by its owner (alerts.py).
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from gaia_grpc.state.timers import Timer
+
+TICK_MS: Final = 5_000
+
+EpisodeKey: TypeAlias = tuple[str, str, str, str]
+"""(timeline_id, student_id, app_name, pattern group)."""
+
+
+@dataclass(slots=True)
+class Episode:
+    """One episode; times are those of its timeline, in milliseconds."""
+
+    number: int
+    """Of its alert."""
+    key: EpisodeKey
+    severity: int
+    opened_ms: int
+    hold_until_ms: int
+    """The pattern does not hold from here on, as far as is known."""
+    closed_ms: int = -1
+    """-1 while it is open."""
+    due_ms: int = 0
+    """When it is looked at again; a lower bound of when something is due."""
+    timer: Timer | None = None
+    """The machine's timer for it, where its timeline is the live one."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it goes on."""
+        return self.closed_ms < 0
+
+    def exit_ms(self, exit_after_ms: int) -> int:
+        """The tick at which it ends if nothing more comes."""
+        return next_tick(max(self.hold_until_ms, self.opened_ms) + exit_after_ms)
+
+    def forget_ms(self, cooldown_ms: int) -> int:
+        """The tick at which the quiet time after it is over."""
+        return next_tick(self.closed_ms + cooldown_ms)
+
+
+def next_tick(time_ms: int) -> int:
+    """The first multiple of 5 s at or after a time."""
+    return -(-time_ms // TICK_MS) * TICK_MS
+
+
+class Episodes:
+    """All episodes by key and by number, and what of each replayed timeline is due when."""
+
+    __slots__ = ("_by_key", "_by_number", "_due")
+
+    def __init__(self) -> None:
+        self._by_key: dict[EpisodeKey, Episode] = {}
+        self._by_number: dict[int, Episode] = {}
+        self._due: dict[str, list[tuple[int, int]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def get(self, key: EpisodeKey) -> Episode | None:
+        """The episode of a key, open or in its quiet time."""
+        return self._by_key.get(key)
+
+    def by_number(self, number: int) -> Episode | None:
+        """The episode of an alert."""
+        return self._by_number.get(number)
+
+    def add(self, episode: Episode) -> None:
+        """A new one; there must be none of its key."""
+        self._by_key[episode.key] = episode
+        self._by_number[episode.number] = episode
+
+    def remove(self, episode: Episode) -> None:
+        """Forgets it; its place among the due times goes when it comes to the front."""
+        del self._by_key[episode.key]
+        del self._by_number[episode.number]
+
+    def all(self) -> list[Episode]:
+        """All of them in the order of their numbers."""
+        return [self._by_number[number] for number in sorted(self._by_number)]
+
+    # --- replayed timelines
+
+    def schedule(self, episode: Episode) -> None:
+        """Looks at it again at its `due_ms`; an earlier place of it counts no more."""
+        heap = self._due.setdefault(episode.key[0], [])
+        heapq.heappush(heap, (episode.due_ms, episode.number))
+
+    def take_due(self, timeline_id: str, through_ms: int) -> Episode | None:
+        """The next one of a timeline that is due by then, in the order (due, number)."""
+        heap = self._due.get(timeline_id)
+        while heap and heap[0][0] <= through_ms:
+            due_ms, number = heapq.heappop(heap)
+            episode = self._by_number.get(number)
+            if episode is not None and episode.due_ms == due_ms:
+                return episode
+        return None
+
+    def forget_timeline(self, timeline_id: str) -> None:
+        """Its due times; the episodes must be removed one by one."""
+        self._due.pop(timeline_id, None)

@@ -1,0 +1,299 @@
+"""Metrics: batches in, each counted once, and windows out.
+
+Live, a metric is placed by its age: log time at apply minus (`sent_at_ms` - event time), so the
+device's clock does not matter. On a timeline it is placed where it says, and the timeline's clock
+is the highest `sent_at_ms` accepted; what falls due up to there happens before the batch.
+
+What came too late for its window (t <= window_end - window) is counted, and reported in the result;
+it is in no window. Cost of a batch: a constant for each type of metric, and a few list operations a
+metric, however many students there are.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from gaia.command.v1 import command_pb2, query_pb2
+from gaia.metrics.v1 import metrics_pb2
+
+from gaia_grpc.state import page_tokens, topics
+from gaia_grpc.state.alerts import AlertsTable
+from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
+from gaia_grpc.state.packing import MAX_TIME_MS, decode_column
+from gaia_grpc.state.patterns import ERROR_TYPES
+from gaia_grpc.state.refusal import OUT_OF_RANGE, invalid, not_found, refused
+from gaia_grpc.state.sources import Admission, Sources
+from gaia_grpc.state.timelines import Key, Timeline, Timelines
+from gaia_grpc.state.windows import RETAINED_WINDOWS, StudentWindow
+
+MAX_BATCH_METRICS: Final = 60_000
+"""Beyond what ingress lets through; the counts kept for duplicates hold it."""
+KEY_SEPARATOR: Final = "\n"
+"""In page tokens; no id can hold it."""
+
+_REASONS: Final = {
+    Admission.OTHER_CONTENT: ("ALREADY_EXISTS", "the sequence came before with other content"),
+    Admission.TOO_OLD: ("OUT_OF_RANGE", "the sequence is older than those that are remembered"),
+    Admission.TABLE_FULL: ("RESOURCE_EXHAUSTED", "too many sources"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One type's metrics: offsets in milliseconds, values in micro-units."""
+
+    metric_type: str
+    offsets_ms: array[int]
+    values: array[int]
+
+
+class MetricsTable:
+    """Handles PublishMetrics, GetAggregate and ListAggregates."""
+
+    def __init__(self, context: Context, timelines: Timelines, alerts: AlertsTable) -> None:
+        self._context = context
+        self._timelines = timelines
+        self._alerts = alerts
+        self._sources = Sources()
+        self._read_settings()
+        self.commands: Mapping[str, CommandHandler] = {"publish_metrics": self.publish}
+        self.queries: Mapping[str, QueryHandler] = {
+            "get_aggregate": self.get_aggregate,
+            "list_aggregates": self.list_aggregates,
+        }
+
+    def settings_changed(self) -> None:
+        """The length of the window holds from now on; what was forgotten stays so."""
+        self._read_settings()
+
+    def _read_settings(self) -> None:
+        settings = self._context.settings
+        self._window_ms = settings.milliseconds("metrics.window")
+        self._kept_sequences = settings.integer("metrics.dedup_sequences")
+        # A pattern's window may begin before the oldest metric that can still be accepted.
+        errors_ms = settings.milliseconds("alert.errors_window")
+        self._retained_ms = max(RETAINED_WINDOWS * self._window_ms, self._window_ms + errors_ms)
+        self._timelines.live.keep_for(self._retained_ms)
+
+    # --- commands
+
+    def publish(self, body: command_pb2.PublishMetrics) -> command_pb2.CommandResult:
+        """Each batch has a result of its own; a refused one changes nothing."""
+        answer = command_pb2.PublishResult()
+        for batch in body.batches:
+            answer.results.append(self._publish_batch(batch))
+        now_ms = self._context.now_ms
+        self._sources.evict_idle(now_ms)
+        self._timelines.evict_idle_windows(now_ms)
+        for timeline in self._timelines.evict_idle_timelines(now_ms):
+            self._alerts.end_timeline(timeline)
+        return command_pb2.CommandResult(publish=answer)
+
+    def _publish_batch(self, batch: command_pb2.PackedBatch) -> metrics_pb2.BatchResult:
+        result = metrics_pb2.BatchResult(
+            source_id=batch.source_id,
+            source_epoch=batch.source_epoch,
+            sequence=batch.sequence,
+        )
+        verdict = self._sources.admit(
+            batch.source_id, batch.source_epoch, batch.sequence, batch.content_digest
+        )
+        if verdict.admission in _REASONS:
+            return _refuse(result, *_REASONS[verdict.admission])
+        live = not batch.timeline_id
+        if live and batch.sent_at_ms:
+            result.time_shift_ms = self._context.now_ms - batch.sent_at_ms
+        if verdict.admission is Admission.DUPLICATE:
+            result.status = metrics_pb2.BATCH_STATUS_DUPLICATE
+            result.accepted_count = verdict.accepted_count
+            result.late_count = verdict.late_count
+            return result
+        columns = _decode(batch)
+        if columns is None:
+            return _refuse(result, "INVALID_ARGUMENT", "the batch's columns are malformed")
+        key = (batch.student_id, batch.app_name)
+        if not self._timelines.has_room(batch.timeline_id, key):
+            return _refuse(result, "RESOURCE_EXHAUSTED", "too many students or timelines")
+        result.status = metrics_pb2.BATCH_STATUS_ACCEPTED
+        if columns:
+            accepted, late = self._store(batch, key, columns)
+            result.accepted_count = accepted
+            result.late_count = late
+        self._sources.record(
+            batch.source_id,
+            batch.source_epoch,
+            batch.sequence,
+            batch.content_digest,
+            accepted_count=result.accepted_count,
+            late_count=result.late_count,
+            now_ms=self._context.now_ms,
+            kept=self._kept_sequences,
+        )
+        return result
+
+    def _store(
+        self, batch: command_pb2.PackedBatch, key: Key, columns: list[Column]
+    ) -> tuple[int, int]:
+        """Puts the metrics into the window; returns how many are in it and how many were late."""
+        context = self._context
+        timeline = self._timelines.open(batch.timeline_id, context.now_ms)
+        base_ms = self._advance(timeline, batch.sent_at_ms)
+        known = timeline.windows.get(key)
+        moved_from = known.classroom_id if known is not None else ""
+        window = self._timelines.place(timeline, key, batch.classroom_id, context.now_ms)
+        late_ms = timeline.clock_ms - self._window_ms
+        cut_ms = timeline.clock_ms - self._retained_ms
+        window.sweep(cut_ms, self._window_ms)
+        accepted = late = 0
+        error_times: list[int] = []
+        for column in columns:
+            times = [base_ms + offset_ms for offset_ms in column.offsets_ms]
+            values = column.values
+            if min(times) <= late_ms:
+                kept = [at for at, time_ms in enumerate(times) if time_ms > late_ms]
+                late += len(times) - len(kept)
+                times = [times[at] for at in kept]
+                values = array("q", [values[at] for at in kept])
+                if not times:
+                    continue
+            accepted += len(times)
+            window.add(column.metric_type, times, values, cut_ms)
+            if column.metric_type in ERROR_TYPES:
+                error_times += (min(times), max(times))
+        window.late_total += late
+        window.version = context.index
+        context.touch(topics.classroom_metrics(timeline.timeline_id, window.classroom_id))
+        if moved_from and moved_from != window.classroom_id:
+            context.touch(topics.classroom_metrics(timeline.timeline_id, moved_from))
+        if error_times:
+            self._alerts.observe(timeline, key, window, min(error_times), max(error_times))
+        return accepted, late
+
+    def _advance(self, timeline: Timeline, sent_at_ms: int) -> int:
+        """Moves the timeline's clock on; returns what the batch's offsets are relative to."""
+        if timeline.live:
+            timeline.clock_ms = self._context.now_ms
+            return timeline.clock_ms
+        if sent_at_ms > timeline.clock_ms:
+            self._alerts.advance_timeline(timeline, sent_at_ms)
+            timeline.clock_ms = sent_at_ms
+        return sent_at_ms
+
+    # --- queries
+
+    def get_aggregate(
+        self, body: metrics_pb2.GetAggregateRequest, now_ms: int
+    ) -> query_pb2.QueryResult:
+        """The window that ends now or, at most one window length back, at `at_ms`."""
+        timeline = self._timelines.get(body.timeline_id)
+        window = None
+        if timeline is not None:
+            window = timeline.windows.get((body.student_id, body.app_name))
+        if timeline is None or window is None:
+            raise not_found("window", f"{body.student_id}/{body.app_name}")
+        end_ms = _clock_ms(timeline, now_ms)
+        at_ms = body.at_ms or end_ms
+        if at_ms > end_ms:
+            raise invalid("at_ms", f"at_ms {at_ms} is after the clock, {end_ms}")
+        if at_ms < end_ms - self._window_ms:
+            raise refused(
+                OUT_OF_RANGE,
+                "OUT_OF_RANGE",
+                f"at_ms {at_ms} is more than one window before {end_ms}",
+                field="at_ms",
+            )
+        answer = metrics_pb2.GetAggregateResponse()
+        self._fill(answer.aggregate, timeline, (body.student_id, body.app_name), window, at_ms)
+        return query_pb2.QueryResult(get_aggregate=answer)
+
+    def list_aggregates(
+        self, body: metrics_pb2.ListAggregatesRequest, now_ms: int
+    ) -> query_pb2.QueryResult:
+        """The windows of a classroom by student and app; a classroom without any has none."""
+        if not body.classroom_id:
+            raise invalid("classroom_id", "classroom_id is empty")
+        size = page_tokens.page_size(body.page_size)
+        token = page_tokens.decode(body, body.page_token)
+        after: Key | None = None
+        if token:
+            student_id, _, app_name = token.partition(KEY_SEPARATOR)
+            after = (student_id, app_name)
+        answer = metrics_pb2.ListAggregatesResponse()
+        timeline = self._timelines.get(body.timeline_id)
+        if timeline is not None:
+            end_ms = _clock_ms(timeline, now_ms)
+            keys, more = timeline.page(body.classroom_id, after, size)
+            for key in keys:
+                self._fill(answer.aggregates.add(), timeline, key, timeline.windows[key], end_ms)
+            if more:
+                answer.next_page_token = page_tokens.encode(body, KEY_SEPARATOR.join(keys[-1]))
+        return query_pb2.QueryResult(list_aggregates=answer)
+
+    def _fill(
+        self,
+        aggregate: metrics_pb2.Aggregate,
+        timeline: Timeline,
+        key: Key,
+        window: StudentWindow,
+        end_ms: int,
+    ) -> None:
+        aggregate.student_id, aggregate.app_name = key
+        aggregate.window_start_ms = end_ms - self._window_ms
+        aggregate.window_end_ms = end_ms
+        aggregate.timeline_id = timeline.timeline_id
+        aggregate.classroom_id = window.classroom_id
+        aggregate.late_total = window.late_total
+        aggregate.accepted_total = window.accepted_total
+        aggregate.version = window.version
+        for summary in window.summaries(end_ms, self._window_ms):
+            aggregate.metrics.add(
+                metric_type=summary.metric_type,
+                count=summary.count,
+                sum=summary.sum,
+                mean=summary.mean,
+                min=summary.min,
+                max=summary.max,
+                stddev=summary.stddev,
+                p50=summary.p50,
+                p95=summary.p95,
+                p99=summary.p99,
+                rate_per_second=summary.count * 1_000 / self._window_ms,
+                first_time_ms=summary.first_time_ms,
+                last_time_ms=summary.last_time_ms,
+            )
+
+
+def _clock_ms(timeline: Timeline, now_ms: int) -> int:
+    return now_ms if timeline.live else timeline.clock_ms
+
+
+def _refuse(result: metrics_pb2.BatchResult, reason: str, message: str) -> metrics_pb2.BatchResult:
+    result.status = metrics_pb2.BATCH_STATUS_REFUSED
+    result.reason = reason
+    result.message = message
+    return result
+
+
+def _decode(batch: command_pb2.PackedBatch) -> list[Column] | None:
+    """The batch's columns; None where they are malformed, which a peer's ingress never makes.
+
+    It is looked at all the same: what apply can't digest would stop every peer at this entry.
+    """
+    if not 0 <= batch.sent_at_ms <= MAX_TIME_MS:
+        return None
+    columns: list[Column] = []
+    total = 0
+    for packed in batch.columns:
+        if not packed.time_offsets_ms or len(packed.time_offsets_ms) % 8:
+            return None
+        if len(packed.time_offsets_ms) != len(packed.values_micro):
+            return None
+        offsets_ms = decode_column(packed.time_offsets_ms)
+        if min(offsets_ms) < -MAX_TIME_MS or max(offsets_ms) > MAX_TIME_MS:
+            return None
+        total += len(offsets_ms)
+        columns.append(Column(packed.metric_type, offsets_ms, decode_column(packed.values_micro)))
+    return columns if total <= MAX_BATCH_METRICS else None
