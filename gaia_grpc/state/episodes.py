@@ -2,8 +2,8 @@
 
 An episode opens with a finding, only ever gets more severe while it lasts, and ends when its
 pattern has not held for `alert.exit_after`. It is looked at again at multiples of 5 s of its own
-time, in the order (time, number): log time for live metrics, the timeline's clock in a replay. After
-its end nothing opens for `alert.cooldown`, except what is more severe.
+time, in the order (time, number): log time for live metrics, the timeline's clock in a replay.
+After its end nothing opens for `alert.cooldown`, except what is more severe.
 
 Context-free: `Episodes` knows when each has to be looked at and who is next; what happens then is
 decided by its owner (alerts.py).

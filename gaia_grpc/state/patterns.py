@@ -78,9 +78,12 @@ def assess(window: StudentWindow, from_ms: int, to_ms: int, limits: ErrorLimits)
     severity = at_ms = most_errors = hold_until_ms = 0
     first = tight = 0  # positions: first event in the window; last from which it still suffices
     errors = tight_errors = 0
+    # A streak grows by each error at most, so most errors need no look at it.
+    longest_streak = enough = limits.streak * MICRO
     for position, (time_ms, weight) in enumerate(events):
         errors += weight
         tight_errors += weight
+        longest_streak += weight
         while events[first][0] <= time_ms - limits.window_ms:
             errors -= events[first][1]
             first += 1
@@ -94,9 +97,11 @@ def assess(window: StudentWindow, from_ms: int, to_ms: int, limits: ErrorLimits)
         hold_until_ms = max(hold_until_ms, events[tight][0] + limits.window_ms)
         found: int = alert_pb2.SEVERITY_MEDIUM
         if errors >= limits.excessive * MICRO:
-            enough = limits.streak * MICRO
-            critical = streak_micro(window, time_ms, limits.lookback_ms, enough) >= enough
-            found = alert_pb2.SEVERITY_CRITICAL if critical else alert_pb2.SEVERITY_HIGH
+            found = alert_pb2.SEVERITY_HIGH
+            if longest_streak >= enough and severity < alert_pb2.SEVERITY_CRITICAL:
+                longest_streak = streak_micro(window, time_ms, limits.lookback_ms, enough)
+                if longest_streak >= enough:
+                    found = alert_pb2.SEVERITY_CRITICAL
         if found > severity:
             severity, at_ms = found, time_ms
     if not severity:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gaia_grpc.state.alerts import AlertsTable
 from gaia_grpc.state.cluster import ClusterTable
 from gaia_grpc.state.context import Context, Table
+from gaia_grpc.state.metrics import MetricsTable
 from gaia_grpc.state.requests import Replay
 from gaia_grpc.state.sessions import SessionTable
 from gaia_grpc.state.tasks import TaskTable
+from gaia_grpc.state.timelines import Timelines
 
 
 def build_tables(context: Context) -> tuple[tuple[Table, ...], Mapping[str, Replay]]:
@@ -19,4 +22,7 @@ def build_tables(context: Context) -> tuple[tuple[Table, ...], Mapping[str, Repl
     cluster = ClusterTable(context)
     sessions = SessionTable(context)
     tasks = TaskTable(context, sessions)
-    return (cluster, sessions, tasks), {"claim_tasks": tasks.claims}
+    timelines = Timelines()
+    alerts = AlertsTable(context, timelines)
+    metrics = MetricsTable(context, timelines, alerts)
+    return (cluster, sessions, tasks, metrics, alerts), {"claim_tasks": tasks.claims}
