@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import structlog
@@ -44,7 +44,7 @@ ABORT_TIMEOUT_S = 1.0
 """A status queues behind what a stalled client does not read: not waited for any longer."""
 
 Behavior = Callable[[Any, Context], Any]
-Handler = grpc.RpcMethodHandler[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Deserializer = Callable[[bytes], Any]
 
 _LEVELS: Mapping[grpc.StatusCode, str] = {

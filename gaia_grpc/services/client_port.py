@@ -1,0 +1,109 @@
+"""The client port of a peer: every public service, health, reflection behind one interceptor."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from gaia_grpc.config import PeerConfig
+from gaia_grpc.errors import StartupError
+from gaia_grpc.node.api import ReplicatedLog
+from gaia_grpc.services.drain import Drain
+from gaia_grpc.services.health import HealthService
+from gaia_grpc.services.interceptor import CallInterceptor
+from gaia_grpc.services.leader_hint import LeaderHint
+from gaia_grpc.services.reflection import add_reflection
+from gaia_grpc.services.registry import NOT_SERVED, SERVICES, PublicServices
+
+HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+KEEPALIVE_INTERVAL_MS = 30_000
+KEEPALIVE_TIMEOUT_MS = 10_000
+"""A client that vanished without a word frees its streams after both together."""
+LEAST_CLIENT_PING_INTERVAL_MS = 5_000
+"""Clients that ping more often are cut off (GOAWAY too_many_pings)."""
+
+ServerArguments = list[tuple[str, int]]
+
+
+def server_arguments(max_message_size_bytes: int) -> ServerArguments:
+    """gRPC arguments of the client port."""
+    return [
+        # Without it a second process on the same port starts and gets half of the connections.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", max_message_size_bytes),
+        ("grpc.max_send_message_length", max_message_size_bytes),
+        ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", LEAST_CLIENT_PING_INTERVAL_MS),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", LEAST_CLIENT_PING_INTERVAL_MS),
+    ]
+
+
+def bind(server: grpc.aio.Server, address: str, what: str) -> int:
+    """Binds the address and returns the port; `StartupError` where that can't be."""
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        raise StartupError(f"the {what} {address} is in use or can't be bound")
+    return port
+
+
+class ClientPort:
+    """Serves clients from `start` to `stop`; `port` is the bound one."""
+
+    def __init__(self, log: ReplicatedLog, config: PeerConfig) -> None:
+        self.port = 0
+        self.drain = Drain()
+        self.health = HealthService(log, (*SERVICES, HEALTH_NAME))
+        self.interceptor = CallInterceptor(
+            leader_address=LeaderHint(log),
+            drain=self.drain,
+            limits=config.limits,
+            consensus=config.consensus,
+            not_served=NOT_SERVED,
+        )
+        self._config = config
+        self._services = PublicServices(log, config)
+        self._server = grpc.aio.server(
+            interceptors=(self.interceptor,),
+            options=server_arguments(config.limits.max_message_size_bytes),
+        )
+        self._services.add_to(self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+        add_reflection(self._server, (*SERVICES, HEALTH_NAME))
+        self._log: structlog.typing.FilteringBoundLogger = structlog.get_logger("services")
+
+    def bind(self) -> None:
+        """Takes the port, so that a used one is found before anything is founded."""
+        self.port = bind(self._server, self._config.listen, "client address")
+
+    async def start(self) -> None:
+        """Begins to serve."""
+        if self.port == 0:
+            self.bind()
+        self.health.start()
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Ends streams with their cursors and lets calls in flight finish, within the limit.
+
+        Call `health.drain()` before, and hand leadership over: clients go to another peer then.
+        """
+        ended = self.drain.begin()
+        if ended:
+            self._log.info("streams ended", count=ended)
+        grace_s = self._config.limits.drain_timeout_ms / 1000
+        # Streams need a moment to say where they ended; stop() would cut them at once with 0.
+        await self._server.stop(max(grace_s, 0.1))
+        try:
+            async with asyncio.timeout(max(grace_s, 0.1)):
+                await self._services.close()
+        except TimeoutError:
+            self._log.warning("commands were still under way")
+        await self.health.close()

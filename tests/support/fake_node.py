@@ -1,0 +1,220 @@
+"""The twin of the replicated log: one peer in memory with the real state machine.
+
+`propose` stamps and applies at once; time stands still until `advance`. What real clusters do to
+callers (no quorum, lost answers, another leader, lag) is set by hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import replace
+
+from gaia.cluster.v1 import cluster_pb2
+from gaia.command.v1 import command_pb2
+
+from gaia_grpc.errors import (
+    GaiaError,
+    OutcomeUnknownError,
+    OutOfRangeError,
+    UnavailableError,
+    UnimplementedError,
+)
+from gaia_grpc.node.api import (
+    Applied,
+    LogEntrySummary,
+    MemberStatus,
+    NodeStatus,
+    ReadConsistency,
+)
+from gaia_grpc.node.topics import TopicBoard
+from gaia_grpc.raft.effects import RoleName
+from gaia_grpc.raft.types import EntryKind
+from gaia_grpc.state.machine import StateMachine
+from gaia_grpc.state.stamp import stamp
+
+START_MS = 1_700_000_000_000
+STATUS_TOPIC = "node/status"
+MAX_ADVANCES = 1_000
+
+
+class FakeNode:
+    """Implements `ReplicatedLog` in process; see the module."""
+
+    def __init__(self, settings: dict[str, str] | None = None) -> None:
+        self.machine = StateMachine()
+        self.elapsed_ms = START_MS
+        self.term = 3
+        self.commands: list[command_pb2.Command] = []
+        """Every command that was proposed."""
+        self.reads: list[ReadConsistency] = []
+        self.error: GaiaError | None = None
+        """Raised by every propose and linearizable read."""
+        self.broken: Exception | None = None
+        """Raised by every propose and read: a bug below."""
+        self.answers = asyncio.Event()
+        """While clear, proposals are applied and never answered."""
+        self.answers.set()
+        self.transferred_to = ""
+        self._topics = TopicBoard()
+        self._sizes: list[tuple[int, int]] = []
+        members = tuple(
+            MemberStatus(
+                node_id=f"n{number}",
+                peer_uuid=f"uuid-{number}",
+                peer_address=f"127.0.0.1:{7000 + number}",
+                client_address=f"127.0.0.1:{5000 + number}",
+                reachable=True,
+                match_index=number,
+                voter=True,
+            )
+            for number in (1, 2, 3)
+        )
+        self._status = NodeStatus(
+            node_id="n1",
+            peer_uuid="uuid-1",
+            cluster_id="c-test",
+            role=RoleName.LEADER,
+            term=self.term,
+            leader_id="n1",
+            leader_address="127.0.0.1:5001",
+            commit_index=0,
+            applied_index=0,
+            last_log_index=0,
+            elapsed_ms=0,
+            hash_index=0,
+            state_hash=b"",
+            writable=True,
+            members=members,
+        )
+        self._apply(EntryKind.CONFIGURATION, b"")
+        changes = [
+            cluster_pb2.SettingChange(name=name, value=value)
+            for name, value in sorted((settings or {}).items())
+        ]
+        found = command_pb2.FoundCluster(cluster_id="c-test", settings=changes)
+        self._apply_command(command_pb2.Command(found_cluster=found).SerializeToString())
+
+    # --- by hand -----------------------------------------------------------------------------
+
+    def advance(self, milliseconds: int) -> None:
+        """Lets log time pass; everything that is due happens."""
+        self.elapsed_ms += milliseconds
+        advance = command_pb2.Command(advance_time=command_pb2.AdvanceTime()).SerializeToString()
+        for _ in range(MAX_ADVANCES):
+            due_ms = self.machine.next_due_ms()
+            if due_ms is None or due_ms > self.elapsed_ms:
+                return
+            self._apply_command(advance)
+        raise AssertionError("timers never come to an end")
+
+    def set_status(
+        self,
+        *,
+        role: RoleName | None = None,
+        leader: str | None = None,
+        writable: bool | None = None,
+    ) -> None:
+        """Changes what the peer knows of its cluster, and wakes who waits for that."""
+        if role is not None:
+            self._status = replace(self._status, role=role)
+        if leader is not None:
+            address = f"127.0.0.1:500{leader[1:]}" if leader else ""
+            self._status = replace(self._status, leader_id=leader, leader_address=address)
+        if writable is not None:
+            self._status = replace(self._status, writable=writable)
+        self._topics.touch((STATUS_TOPIC,))
+
+    @property
+    def waiting(self) -> int:
+        """How many callers wait for a topic."""
+        return self._topics.waiting
+
+    # --- ReplicatedLog -------------------------------------------------------------------------
+
+    async def propose(self, command: bytes, *, timeout_s: float) -> Applied:
+        self._raise()
+        if self.error is not None:
+            raise self.error
+        self.commands.append(command_pb2.Command.FromString(command))
+        applied = self._apply_command(command)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.answers.wait()
+        except TimeoutError:
+            raise OutcomeUnknownError("no answer in time") from None
+        return applied
+
+    async def read(self, query: bytes, *, consistency: ReadConsistency, timeout_s: float) -> bytes:
+        self._raise()
+        self.reads.append(consistency)
+        if consistency is ReadConsistency.LINEARIZABLE and self.error is not None:
+            raise UnavailableError("no quorum")
+        return self.machine.query(query, self.elapsed_ms)
+
+    def topic_version(self, topic: str) -> int:
+        return self._topics.version(topic)
+
+    async def wait_topic(self, topic: str, version: int, *, timeout_s: float) -> int:
+        return await self._topics.wait(topic, version, timeout_s)
+
+    def status(self, at_index: int = 0) -> NodeStatus:
+        found = self.machine.state_hash(at_index)
+        if found is None:
+            raise OutOfRangeError(f"the state hash at index {at_index} is not kept")
+        index = self.machine.applied_index
+        return replace(
+            self._status,
+            term=self.term,
+            commit_index=index,
+            applied_index=index,
+            last_log_index=index,
+            elapsed_ms=self.machine.elapsed_ms,
+            hash_index=found[0],
+            state_hash=found[1],
+        )
+
+    async def wait_status(self, seen: NodeStatus, *, timeout_s: float) -> NodeStatus:
+        version = self._topics.version(STATUS_TOPIC)
+        now = self.status()
+        if (now.role, now.leader_id, now.writable) == (seen.role, seen.leader_id, seen.writable):
+            await self._topics.wait(STATUS_TOPIC, version, timeout_s)
+        return self.status()
+
+    async def log_entries(self, first: int, count: int) -> tuple[LogEntrySummary, ...]:
+        first = max(first, 1)
+        return tuple(
+            LogEntrySummary(
+                index=index,
+                term=self.term,
+                kind=kind,
+                checksum=hashlib.sha256(str(index).encode()).digest(),
+                size_bytes=size_bytes,
+            )
+            for index, (kind, size_bytes) in enumerate(self._sizes, 1)
+            if first <= index < first + count
+        )
+
+    async def transfer_leadership(self, to_node_id: str, *, timeout_s: float) -> NodeStatus:
+        if self.error is not None:
+            raise UnimplementedError("no transfer here")
+        self.transferred_to = to_node_id
+        self.term += 1
+        self.set_status(role=RoleName.FOLLOWER, leader=to_node_id)
+        return self.status()
+
+    # --- inside --------------------------------------------------------------------------------
+
+    def _raise(self) -> None:
+        if self.broken is not None:
+            raise self.broken
+
+    def _apply_command(self, command: bytes) -> Applied:
+        return self._apply(EntryKind.COMMAND, stamp(command, self.elapsed_ms, self.elapsed_ms))
+
+    def _apply(self, kind: EntryKind, data: bytes) -> Applied:
+        index = self.machine.applied_index + 1
+        result = self.machine.apply(index, int(kind), data)
+        self._sizes.append((int(kind), len(data)))
+        self._topics.touch(self.machine.take_touched())
+        return Applied(self.term, index, result)
