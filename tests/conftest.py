@@ -17,6 +17,8 @@ from typing import Any
 import grpc
 import pytest
 
+pytest_plugins = ["gaia_grpc.testing.plugin"]
+
 RACE_SEED = os.environ.get("GAIA_RACE_SEED", "")
 START_TIMEOUT_S = 10.0
 
