@@ -249,8 +249,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         leader = self._leader_address()
         wire = self._describe(method, context, error, started_s, leader)
         trailers = ((STATUS_DETAILS_KEY, wire.details), (LEADER_KEY, leader))
-        async with asyncio.timeout(ABORT_TIMEOUT_S):
-            await context.abort(wire.code, wire.message, trailers)
+        try:
+            async with asyncio.timeout(ABORT_TIMEOUT_S):
+                await context.abort(wire.code, wire.message, trailers)
+        except TimeoutError:
+            raise grpc.aio.AbortError from error
 
     def _describe(
         self, method: str, context: Context, error: Exception, started_s: float, leader: str

@@ -133,7 +133,7 @@ async def failure_of(call: Any) -> Failure:
 
 
 async def _read_all(stream: Any) -> None:
-    async for _ in stream:
+    while await stream.read() is not grpc.aio.EOF:
         pass
 
 
