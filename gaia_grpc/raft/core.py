@@ -134,7 +134,7 @@ class Core:
 
     def become_follower(
         self, term: Term, leader_id: NodeId, lost_leader_id: NodeId = NO_NODE
-    ) -> None:
+    ) -> Follower:
         """Follows `leader_id` in `term`, or nobody yet.
 
         A follower that only learns of a higher term keeps its timer: it restarts for a vote or a
@@ -144,12 +144,16 @@ class Core:
             self.restart_election_timer()
         if term > self.term:
             self._enter_term(term, NO_NODE)
-        self._become(Follower(leader_id, lost_leader_id))
+        role = Follower(leader_id, lost_leader_id)
+        self._become(role)
+        return role
 
-    def become_pre_candidate(self) -> None:
+    def become_pre_candidate(self) -> PreCandidate:
         lost = NO_NODE if isinstance(self.role, Candidate | Leader) else self.role.lost_leader_id
-        self._become(PreCandidate({self.node_id: True}, lost))
+        role = PreCandidate({self.node_id: True}, lost)
+        self._become(role)
         self.restart_election_timer()
+        return role
 
     def become_candidate(self) -> None:
         self._become(Candidate())

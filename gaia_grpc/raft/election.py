@@ -45,12 +45,12 @@ def has_lease(core: Core) -> bool:
 
 def start_pre_vote(core: Core) -> None:
     """Asks whether an election in the next term could be won. Term and vote stay as they are."""
-    core.become_pre_candidate()
+    role = core.become_pre_candidate()
     request = PreVoteRequest(core.log.last_index, core.log.last_term)
     for voter in core.config.voters:
         if voter != core.node_id:
             core.send(voter, request, Term(core.term + 1))
-    _count_pre_votes(core)
+    _count_pre_votes(core, role)
 
 
 def start_election(core: Core, *, leadership_transfer: bool) -> None:
@@ -86,17 +86,15 @@ def on_pre_vote_response(
     expected_term = core.term + 1 if response.granted else core.term
     if isinstance(core.role, PreCandidate) and term == expected_term:
         core.role.votes.setdefault(from_node, response.granted)
-        _count_pre_votes(core)
+        _count_pre_votes(core, core.role)
 
 
-def _count_pre_votes(core: Core) -> None:
-    if not isinstance(core.role, PreCandidate):
-        return
-    result = tally(core.config.voters, core.role.votes)
+def _count_pre_votes(core: Core, role: PreCandidate) -> None:
+    result = tally(core.config.voters, role.votes)
     if result is VoteResult.WON:
         start_election(core, leadership_transfer=False)
     elif result is VoteResult.LOST:
-        core.become_follower(core.term, NO_NODE, core.role.lost_leader_id)
+        core.become_follower(core.term, NO_NODE, role.lost_leader_id)
 
 
 def on_vote_request(core: Core, from_node: NodeId, request: VoteRequest) -> None:
@@ -118,13 +116,11 @@ def on_vote_response(core: Core, from_node: NodeId, response: VoteResponse) -> N
     """Counts a vote of this term; a repeated or changed answer counts once (faults B11)."""
     if isinstance(core.role, Candidate):
         core.role.votes.setdefault(from_node, response.granted)
-        _count_votes(core)
+        _count_votes(core, core.role)
 
 
-def _count_votes(core: Core) -> None:
-    if not isinstance(core.role, Candidate):
-        return
-    result = tally(core.config.voters, core.role.votes)
+def _count_votes(core: Core, role: Candidate) -> None:
+    result = tally(core.config.voters, role.votes)
     if result is VoteResult.WON:
         leading.take_office(core)
     elif result is VoteResult.LOST:
@@ -135,7 +131,7 @@ def on_durable(core: Core) -> None:
     """A candidate counts its own vote once the vote is on disk, like every other peer's."""
     if isinstance(core.role, Candidate) and core.durability.hard_state_is_durable():
         core.role.votes[core.node_id] = True
-        _count_votes(core)
+        _count_votes(core, core.role)
 
 
 def on_timeout_now(core: Core, from_node: NodeId, message: TimeoutNow) -> None:

@@ -14,12 +14,9 @@ def on_append_request(core: Core, from_node: NodeId, request: AppendRequest) -> 
     invariant(not isinstance(core.role, Leader), f"two leaders in term {core.term}")
     role = core.role
     if not isinstance(role, Follower) or role.leader_id == NO_NODE:
-        core.become_follower(core.term, from_node)
-        role = core.role
+        role = core.become_follower(core.term, from_node)
     else:
         core.election_elapsed_ticks = 0
-    if not isinstance(role, Follower):
-        return
     invariant(role.leader_id == from_node, f"two leaders in term {core.term}")
 
     is_new_round = request.round > role.round_seen

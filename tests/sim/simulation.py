@@ -135,6 +135,7 @@ class Simulation:
         }
         self.checker = SafetyChecker(self.peers.values())
         self.checker.committed += start.entries
+        self.checker.commit_terms += [entry.term for entry in start.entries]
         self.proposed = 0
         self.pending: dict[EntryId, bytes] = {}
         self.acknowledged: dict[EntryId, bytes] = {}

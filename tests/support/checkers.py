@@ -66,6 +66,8 @@ class SafetyChecker:
         self.leaders: dict[int, NodeId] = {}
         self.chain: dict[tuple[int, int], tuple[int, EntryKind, bytes]] = {}
         self.committed: list[Entry] = []
+        self.commit_terms: list[int] = []
+        """In which term each entry was committed, or a later one."""
         self.terms: dict[NodeId, int] = {}
         self.commits: dict[NodeId, int] = {}
         self.match: dict[tuple[NodeId, int, NodeId], int] = {}
@@ -131,6 +133,7 @@ class SafetyChecker:
                 f"{peer.node_id} commits {entry.term}/{entry.index}, on disk only at {holders}",
             )
             self.committed.append(entry)
+            self.commit_terms.append(peer.node.term)
         known = self.committed[position]
         require(
             known == entry,
@@ -186,8 +189,8 @@ class SafetyChecker:
         if node.term not in self.leaders or (node.term, peer.node_id) not in self._complete:
             leader = self.leaders.setdefault(node.term, peer.node_id)
             require(leader == peer.node_id, f"two leaders in term {node.term}")
-            for entry in self.committed:
-                if entry.term < node.term:
+            for entry, term in zip(self.committed, self.commit_terms, strict=True):
+                if term < node.term:
                     require(
                         node.entry_term(entry.index) == entry.term,
                         f"leader {peer.node_id} of {node.term} lacks {entry.term}/{entry.index}",
