@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gaia_grpc.cli.local_cluster import LocalCluster
 from gaia_grpc.cli.options import ClusterOption, JsonOption, parse_cluster, run_async
 from gaia_grpc.errors import ConfigError
 
 if TYPE_CHECKING:
     from gaia_grpc.classroom.school import ClassOptions, ClassReport
-
-REVIVE_TIMEOUT_S = 20.0
-POLL_INTERVAL_S = 0.1
+    from gaia_grpc.testing.cluster import Cluster
 
 
 def demo(
@@ -51,16 +48,16 @@ def demo(
 async def _hold(options: ClassOptions, cluster: str, *, quiet: bool) -> ClassReport:
     from gaia_grpc.classroom.school import School
     from gaia_grpc.cli.live import LiveView
-    from gaia_grpc.cli.temporary import temporary_cluster
+    from gaia_grpc.testing.cluster import Cluster
 
     async with AsyncExitStack() as stack:
-        started: LocalCluster | None = None
+        started: Cluster | None = None
         if cluster:
-            addresses = parse_cluster(cluster)
+            addresses: Sequence[str] = parse_cluster(cluster)
         else:
             if not quiet:
                 print("starting three peers ...", flush=True)
-            started = await stack.enter_async_context(temporary_cluster())
+            started = await stack.enter_async_context(Cluster(3))
             addresses = started.addresses
             if not quiet:
                 _print_peers(started)
@@ -77,28 +74,23 @@ async def _hold(options: ClassOptions, cluster: str, *, quiet: bool) -> ClassRep
                 await asyncio.wait({view})
 
 
-def _print_peers(cluster: LocalCluster) -> None:
-    for peer in cluster.peers:
-        print(f"  {peer.node_id}  clients {peer.client_address}  pid {peer.pid}")
+def _print_peers(cluster: Cluster) -> None:
+    for node_id in cluster.node_ids:
+        peer = cluster.peer(node_id)
+        print(f"  {node_id}  clients {peer.address}  pid {peer.pid}")
     print(f"export GAIA_CLUSTER={','.join(cluster.addresses)}")
     print("`kill -9` one of the pids while class is on: the numbers must still add up", flush=True)
 
 
-async def _revive(cluster: LocalCluster | None, tell: Callable[[str], None]) -> None:
+async def _revive(cluster: Cluster | None, tell: Callable[[str], None]) -> None:
     """Starts the peers again that were killed, so that the audit sees all of them."""
-    from gaia_grpc.cli.rpc import peer_statuses
-
     if cluster is None:
         return
-    for peer in cluster.ended():
-        tell(f"{peer.node_id} was killed; started again for the audit")
-        cluster.start_peer(peer)
-    async with asyncio.timeout(REVIVE_TIMEOUT_S):
-        while True:
-            answers = await asyncio.to_thread(peer_statuses, cluster.addresses, 1.0)
-            if None not in answers.values():
-                return
-            await asyncio.sleep(POLL_INTERVAL_S)
+    killed = [node_id for node_id in cluster.node_ids if not cluster.peer(node_id).running]
+    for node_id in killed:
+        tell(f"{node_id} was killed; started again for the audit")
+    if killed:
+        await cluster.aio.heal()
 
 
 # --- the summary ----------------------------------------------------------------------------------

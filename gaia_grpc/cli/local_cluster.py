@@ -1,125 +1,105 @@
-"""The peers that `gaia up` runs: one `gaia serve` child process each, on loopback."""
+"""The peers that `gaia up` runs: one `gaia serve` child process each, on loopback, kept on disk."""
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
+from gaia_grpc.cli.rpc import leader_of
 from gaia_grpc.errors import ConfigError, StartupError
+from gaia_grpc.testing.process import PeerProcess, peer_environment
 
 PEER_PORT_OFFSET = 100
 STOP_TIMEOUT_S = 10.0
-KILL_TIMEOUT_S = 5.0
 POLL_INTERVAL_S = 0.05
-LOG_TAIL_BYTES = 4_096
-
-
-@dataclass(slots=True)
-class LocalPeer:
-    """One child process and where it listens."""
-
-    node_id: str
-    client_address: str
-    peer_address: str
-    data_dir: Path
-    log_path: Path
-    process: subprocess.Popen[bytes] | None = None
-    reported: bool = False
-    """Its end was told to the user."""
-
-    @property
-    def pid(self) -> int:
-        """Process id; 0 while it was never started."""
-        return self.process.pid if self.process else 0
-
-    def exit_code(self) -> int | None:
-        """Exit code, negative for a signal; None while it runs."""
-        return self.process.poll() if self.process else None
-
-    def last_log_line(self) -> str:
-        """The last line that the peer wrote, without a leading `error: `."""
-        try:
-            with self.log_path.open("rb") as log:
-                log.seek(0, 2)
-                log.seek(max(0, log.tell() - LOG_TAIL_BYTES))
-                lines = log.read().decode("utf-8", "replace").split("\n")
-        except OSError:
-            return ""
-        written = [line.strip() for line in lines if line.strip()]
-        return written[-1].removeprefix("error: ") if written else ""
 
 
 @dataclass(slots=True)
 class LocalCluster:
-    """All peers of `gaia up`, kept in one data directory."""
+    """All peers of `gaia up`."""
 
-    peers: list[LocalPeer]
+    peers: list[PeerProcess]
     settings: Sequence[str] = ()
-    log_files: list[IO[bytes]] = field(default_factory=list)
+    reported: set[int] = field(default_factory=set)
+    """Ids of the processes whose end was told to the user."""
 
     @property
     def addresses(self) -> list[str]:
         """Client addresses of all peers."""
-        return [peer.client_address for peer in self.peers]
+        return [peer.address for peer in self.peers]
 
     def start(self) -> None:
         """Starts every peer; `StartupError` where a port is taken."""
         for peer in self.peers:
-            for address in (peer.client_address, peer.peer_address):
+            for address in (peer.address, peer.peer_address):
                 _require_free(peer.node_id, address)
         for peer in self.peers:
             self.start_peer(peer)
 
-    def start_peer(self, peer: LocalPeer) -> None:
+    def start_peer(self, peer: PeerProcess) -> None:
         """Starts one peer; its output goes to the end of its log file."""
         peer.data_dir.mkdir(parents=True, exist_ok=True)
-        log = peer.log_path.open("ab")
-        self.log_files.append(log)
-        command = [sys.executable, "-m", "gaia_grpc", "serve", "--node-id", peer.node_id]
-        command += ["--listen", peer.client_address, "--peer-listen", peer.peer_address]
+        arguments: list[str] = []
         for other in self.peers:
-            command += ["--peer", f"{other.node_id}={other.peer_address}"]
-        command += ["--data-dir", str(peer.data_dir), "--bootstrap"]
+            arguments += ["--peer", f"{other.node_id}={other.peer_address}"]
+        # Ignored where the directory holds data: so a second run goes on with the cluster.
+        arguments.append("--bootstrap")
         for setting in self.settings:
-            command += ["--set", setting]
-        # A session of its own: Ctrl-C in the terminal reaches only `gaia up`, which stops in order.
-        peer.process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        peer.reported = False
+            arguments += ["--set", setting]
+        kept = {key: value for key, value in os.environ.items() if key.startswith("GAIA_")}
+        peer.spawn(arguments, peer_environment(kept))
 
-    def ended(self) -> list[LocalPeer]:
+    def ended(self) -> list[PeerProcess]:
         """Peers whose process has ended and was not reported before."""
-        found = [peer for peer in self.peers if peer.exit_code() is not None and not peer.reported]
-        for peer in found:
-            peer.reported = True
+        found = [
+            peer
+            for peer in self.peers
+            if peer.exit_code is not None and peer.pid not in self.reported
+        ]
+        self.reported.update(peer.pid for peer in found)
         return found
 
     def stop(self) -> None:
         """Stops the peers one after another with SIGTERM, so that leadership is handed over."""
         for peer in self.peers:
-            if peer.process is None or peer.process.poll() is not None:
+            if not peer.running:
                 continue
-            peer.process.send_signal(signal.SIGTERM)
+            peer.send(signal.SIGTERM)
             try:
-                peer.process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                peer.process.kill()
-                peer.process.wait(KILL_TIMEOUT_S)
-        for log in self.log_files:
-            log.close()
-        self.log_files.clear()
+                peer.wait(STOP_TIMEOUT_S)
+            except TimeoutError:
+                peer.kill()
+
+    def wait_ready(self, timeout_s: float, stopping: Callable[[], bool]) -> str:
+        """Node id of the leader, once one leads; empty where `stopping` came first.
+
+        Raises:
+            StartupError: a peer ended, with its last line, or time is up.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if stopping():
+                return ""
+            for peer in self.ended():
+                reason = last_line(peer) or f"exit code {peer.exit_code}"
+                raise StartupError(f"peer {peer.node_id} did not start: {reason}")
+            leader = leader_of(self.addresses, timeout_s=0.5)
+            if leader:
+                return leader
+            time.sleep(POLL_INTERVAL_S)
+        logs = ", ".join(str(peer.log_path) for peer in self.peers)
+        raise StartupError(f"no leader after {timeout_s:.0f} s; the peers' logs: {logs}")
+
+
+def last_line(peer: PeerProcess) -> str:
+    """The last line that a peer wrote, without a leading `error: `."""
+    lines = [line.strip() for line in peer.log_tail().splitlines() if line.strip()]
+    return lines[-1].removeprefix("error: ") if lines else ""
 
 
 def plan_cluster(
@@ -130,40 +110,16 @@ def plan_cluster(
         raise ConfigError(f"--peers must be 1 to {PEER_PORT_OFFSET}")
     if not 1_024 <= base_port <= 65_535 - 2 * PEER_PORT_OFFSET:
         raise ConfigError(f"--base-port must be 1024 to {65_535 - 2 * PEER_PORT_OFFSET}")
-    found = len([path for path in data_dir.glob("n*") if path.is_dir()]) if data_dir.exists() else 0
+    found = len([path for path in data_dir.glob("n*") if path.is_dir()])
     if found not in (0, peer_count):
         raise ConfigError(
             f"{data_dir} holds a cluster of {found} peers: use --peers {found}, "
             "or another --data-dir"
         )
-    peers = [
-        LocalPeer(
-            node_id=f"n{number + 1}",
-            client_address=f"127.0.0.1:{base_port + number}",
-            peer_address=f"127.0.0.1:{base_port + PEER_PORT_OFFSET + number}",
-            data_dir=data_dir / f"n{number + 1}",
-            log_path=data_dir / f"n{number + 1}.log",
-        )
-        for number in range(peer_count)
-    ]
+    ports = [(base_port + place, base_port + PEER_PORT_OFFSET + place)
+             for place in range(peer_count)]  # fmt: skip
+    peers = [PeerProcess(f"n{place}", data_dir, pair) for place, pair in enumerate(ports, start=1)]
     return LocalCluster(peers, settings)
-
-
-def wait_ready(cluster: LocalCluster, timeout_s: float) -> str:
-    """Node id of the leader, once one leads; `StartupError` where a peer ends or time is up."""
-    from gaia_grpc.cli.rpc import leader_of
-
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        for peer in cluster.ended():
-            reason = peer.last_log_line() or f"exit code {peer.exit_code()}"
-            raise StartupError(f"peer {peer.node_id} did not start: {reason}")
-        leader = leader_of(cluster.addresses, timeout_s=0.5)
-        if leader:
-            return leader
-        time.sleep(POLL_INTERVAL_S)
-    logs = ", ".join(str(peer.log_path) for peer in cluster.peers)
-    raise StartupError(f"no leader after {timeout_s:.0f} s; the peers' logs: {logs}")
 
 
 def _require_free(node_id: str, address: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -89,12 +88,9 @@ def watch_classroom(
     from gaia_grpc.client import Client
 
     async def follow() -> None:
-        async with (
-            Client.connect(cluster) as client,
-            aclosing(client.metrics.watch_classroom(classroom_id, timeline_id=timeline)) as updates,
-        ):
+        async with Client.connect(cluster) as client:
             seen = 0
-            async for update in updates:
+            async for update in client.metrics.watch_classroom(classroom_id, timeline_id=timeline):
                 if json_output:
                     print_json(update)
                 elif update.aggregates:

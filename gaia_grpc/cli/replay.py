@@ -78,16 +78,16 @@ class _Outcome:
 
 async def _replay(recording: Recording, cluster: str, speed: float, *, quiet: bool) -> _Outcome:
     from gaia_grpc.classroom.replay import Replayer, cut
-    from gaia_grpc.cli.temporary import temporary_cluster
     from gaia_grpc.client import Client
+    from gaia_grpc.testing.cluster import Cluster
 
     async with AsyncExitStack() as stack:
         if cluster:
-            addresses = parse_cluster(cluster)
+            addresses: Sequence[str] = parse_cluster(cluster)
         else:
             if not quiet:
                 print("starting three peers ...", flush=True)
-            addresses = (await stack.enter_async_context(temporary_cluster())).addresses
+            addresses = (await stack.enter_async_context(Cluster(3))).addresses
         client = await stack.enter_async_context(Client.connect(addresses, timeout=60.0))
         epoch = time.time_ns() // 1_000_000
         run_id = f"replay-{epoch}"

@@ -6,12 +6,14 @@ import signal
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gaia_grpc.cli.local_cluster import LocalCluster, plan_cluster, wait_ready
 from gaia_grpc.cli.options import parse_pairs
+
+if TYPE_CHECKING:
+    from gaia_grpc.cli.local_cluster import LocalCluster
 
 READY_TIMEOUT_S = 30.0
 WATCH_INTERVAL_S = 0.25
@@ -39,6 +41,8 @@ def up(
     ] = False,
 ) -> int:
     """Run a local cluster in this terminal: one process a peer. Ctrl-C ends it, the data stays."""
+    from gaia_grpc.cli.local_cluster import plan_cluster
+
     parse_pairs("--set", settings or ())
     cluster = plan_cluster(data_dir, peers, base_port, settings or ())
     stopping = threading.Event()
@@ -47,11 +51,13 @@ def up(
         stopping.set()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    code = 0
     try:
         cluster.start()
-        leader = wait_ready(cluster, READY_TIMEOUT_S)
-        _print_started(cluster, leader, data_dir)
-        code = _watch(cluster, stopping, restart)
+        leader = cluster.wait_ready(READY_TIMEOUT_S, stopping.is_set)
+        if leader:
+            _print_started(cluster, leader, data_dir)
+            code = _watch(cluster, stopping, restart)
         print("stopping ...", flush=True)
     finally:
         cluster.stop()
@@ -65,7 +71,7 @@ def _print_started(cluster: LocalCluster, leader: str, data_dir: Path) -> None:
     for peer in cluster.peers:
         role = "leader" if peer.node_id == leader else "follower"
         print(
-            f"{peer.node_id}  clients {peer.client_address}  peers {peer.peer_address}  "
+            f"{peer.node_id}  clients {peer.address}  peers {peer.peer_address}  "
             f"pid {peer.pid}  {role}"
         )
     print(f"data and logs in {data_dir}/")
@@ -75,15 +81,17 @@ def _print_started(cluster: LocalCluster, leader: str, data_dir: Path) -> None:
 
 def _watch(cluster: LocalCluster, stopping: threading.Event, restart: bool) -> int:
     """Until stopped: tells which peers ended. 1 where all of them ended by themselves."""
+    from gaia_grpc.cli.local_cluster import last_line
+
     while not stopping.wait(WATCH_INTERVAL_S):
         for peer in cluster.ended():
-            code = peer.exit_code() or 0
+            code = peer.exit_code or 0
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            said = f": {peer.last_log_line()}" if code > 0 else ""
+            said = f": {last_line(peer)}" if code > 0 else ""
             print(f"{peer.node_id} ended ({how}){said}", flush=True)
             if restart and not stopping.wait(RESTART_DELAY_S):
                 cluster.start_peer(peer)
                 print(f"{peer.node_id} started again, pid {peer.pid}", flush=True)
-        if all(peer.exit_code() is not None for peer in cluster.peers):
+        if not any(peer.running for peer in cluster.peers):
             return 1
     return 0
