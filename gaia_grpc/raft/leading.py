@@ -121,7 +121,11 @@ def send_appends(core: Core, leader: Leader) -> None:
     _start_read_round(core, leader)
     batches: dict[Index, tuple[Entry, ...]] = {}
     for progress in leader.progress:
-        if progress.state is ProgressState.PROBE:
+        if progress.next_index < core.log.first_index:
+            # It needs entries that are compacted: until it has a snapshot it gets heartbeats only.
+            if progress.heartbeat is not Heartbeat.NONE:
+                _send_append(core, leader, progress, Index(core.log.first_index - 1), ())
+        elif progress.state is ProgressState.PROBE:
             _send_probe(core, leader, progress)
         else:
             _send_entries(core, leader, progress, batches)

@@ -117,6 +117,19 @@ def test_b02_an_acknowledgement_waits_for_the_disk() -> None:
     assert answers(sent, AppendResponse) == [accepted(2)]
 
 
+def test_b02_an_acknowledgement_waits_for_the_term_too() -> None:
+    """The entry is on disk, the new term is not: after a crash the answer would be a lie."""
+    peer, sent = alone(restored(1))
+    step(peer, append((1, 1)), 2)
+    peer.take()
+    step(peer, append((1, 1), number=2), 2)
+    peer.take()
+    assert sent == []
+    peer.persist()
+    peer.take()
+    assert answers(sent, AppendResponse) == [accepted(1, 1), accepted(1, 2)]
+
+
 def test_b02_a_leader_is_no_part_of_the_majority_before_its_own_write() -> None:
     peer, _ = lead()
     step(peer, accepted(1), 1)

@@ -195,6 +195,16 @@ def test_a_repeated_commit_notice_is_not_answered() -> None:
     assert len(sent) == 2
 
 
+def test_an_answer_names_the_highest_round_that_was_seen() -> None:
+    """A late append is news to a newer round too: it proves that no higher term is here."""
+    peer, sent = peer_of(restored(1))
+    step(peer, append((1, 1), number=5), 1)
+    late = AppendRequest(Index(1), Term(1), (entry(1, 2),), Index(0), 3)
+    step(peer, late, 1)
+    peer.settle()
+    assert [each.payload for each in sent] == [accepted(1, 5), accepted(2, 5)]
+
+
 # --- a log with a compacted prefix --------------------------------------------------------------
 
 
@@ -229,6 +239,32 @@ def test_entries_of_the_compacted_part_are_known_to_match(
     assert peer.node.last_index == last
     (answer,) = sent
     assert answer.payload == accepted(match)
+
+
+def test_a_follower_that_needs_compacted_entries_gets_heartbeats_only() -> None:
+    sent: list[Envelope] = []
+    peer = Peer(config("n1", names(3)), MemoryLog(compacted()), sent.append)
+    while role(peer) is RoleName.FOLLOWER:
+        peer.node.tick()
+    step(peer, PreVoteResponse(True), 3)
+    peer.settle()
+    step(peer, VoteResponse(True), 3)
+    peer.settle()
+    refusal = AppendResponse(False, Index(0), Index(6), Index(2), Term(1), 1)
+    step(peer, refusal, 3)
+    sent.clear()
+    for _ in range(peer.config.heartbeat_ticks):
+        peer.settle()
+        assert sent == []
+        peer.node.tick()
+    peer.settle()
+    heartbeat = sent[0].payload
+    assert isinstance(heartbeat, AppendRequest)
+    assert (heartbeat.previous_index, heartbeat.previous_term, heartbeat.entries) == (5, 2, ())
+    step(peer, AppendResponse(False, Index(0), Index(5), Index(2), Term(1), 2), 3)
+    assert peer.node.match_index(N2) == 0
+    step(peer, accepted(7, 2), 3)
+    assert peer.node.commit_index == 7
 
 
 # --- elections ----------------------------------------------------------------------------------
