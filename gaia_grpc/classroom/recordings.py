@@ -11,6 +11,7 @@ import csv
 import gzip
 import math
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -97,13 +98,13 @@ def read_recording(path: Path, log_format: RecordingFormat, limit: int | None = 
 def _rows(text: TextIO, log_format: RecordingFormat, path: Path) -> Iterator[Mapping[str, str]]:
     tabs = log_format is RecordingFormat.COGNITIVE_TUTOR
     try:
-        rows = csv.DictReader(text, delimiter="\t" if tabs else ",")
-        missing = [name for name in _COLUMNS[log_format] if name not in (rows.fieldnames or ())]
-    except (csv.Error, gzip.BadGzipFile, EOFError) as error:
+        rows = csv.DictReader(text, delimiter="\t" if tabs else ",", restval="")
+        for name in _COLUMNS[log_format]:
+            if name not in (rows.fieldnames or ()):
+                raise InvalidArgumentError(f"{path} is no {log_format} log: no column {name!r}")
+        yield from rows
+    except (csv.Error, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InvalidArgumentError(f"{path} can't be read: {error}") from error
-    if missing:
-        raise InvalidArgumentError(f"{path} is no {log_format} log: no column {missing[0]!r}")
-    yield from rows
 
 
 # --- one reader a format --------------------------------------------------------------------------
