@@ -30,8 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         if not chosen.quiet:
             sys.stdout.write(f"{description}\n  trace: {trace}\n")
-    counts = " ".join(f"{name}={count}" for name, count in sorted(tally.counts.items()))
-    sys.stdout.write(f"{tally.seeds} seeds passed, {len(failed)} failed {failed}\n{counts}\n")
+    sys.stdout.write(f"{tally.seeds} seeds passed, {len(failed)} failed {failed}\n{tally.text()}\n")
     return 1 if failed else 0
 
 

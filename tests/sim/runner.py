@@ -26,9 +26,18 @@ class Tally:
 
     seeds: int = 0
     counts: Counter[str] = field(default_factory=Counter)
+    last: str = ""
+    """What the last seed drew and met."""
+
+    def text(self) -> str:
+        return " ".join(f"{name}={count}" for name, count in sorted(self.counts.items()))
 
     def missing(self) -> list[str]:
         return [name for name in SOMETIMES if not self.counts[name]]
+
+
+TALLY = Tally()
+"""Of the seeds that pytest ran."""
 
 
 class SimulationFailedError(AssertionError):
@@ -51,4 +60,5 @@ def run_seed(seed: int, tally: Tally | None = None) -> tuple[str, str]:
     if tally is not None:
         tally.seeds += 1
         tally.counts += simulation.counts
+        tally.last = simulation.describe()
     return trace, simulation.describe()

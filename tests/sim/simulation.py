@@ -104,7 +104,9 @@ class Simulation:
 
     def __init__(self, seed: int, options: Options | None = None) -> None:
         self.seed = seed
-        self.options = options or Options.from_seed(seed)
+        self.drawn = options or Options.from_seed(seed)
+        self.options = self.drawn
+        """In force now: phase 2 takes the faults out."""
         self.random = Random(seed)
         self.counts: Counter[str] = Counter()
         self.trace = hashlib.sha256()
@@ -158,7 +160,7 @@ class Simulation:
         return self.trace.hexdigest()
 
     def describe(self) -> str:
-        faults = " ".join(f"{name}={value}" for name, value in asdict(self.options).items())
+        faults = " ".join(f"{name}={value}" for name, value in asdict(self.drawn).items())
         counts = {**self.counts, **{f"net_{k}": v for k, v in self.network.counts.items()}}
         counted = " ".join(f"{name}={count}" for name, count in sorted(counts.items()))
         return f"SEED={self.seed}\n  options: {faults}\n  counts: {counted}"
