@@ -169,15 +169,18 @@ class NodeDriver:
 
     async def stop(self) -> None:
         """Hands leadership over, then stops; the directory may be closed afterwards."""
-        engine = self._engine
-        if engine is not None:
-            await self._hand_over(engine)
-            await engine.stop()
+        await self.hand_over()
+        if self._engine is not None:
+            await self._engine.stop()
         await self._transport.close()
 
-    async def _hand_over(self, engine: Engine) -> None:
+    async def hand_over(self) -> None:
+        """A leader that is about to stop makes the furthest follower the leader."""
+        engine = self._engine
+        if engine is None or engine.stopped or self._membership is None:
+            return
         core = engine.core
-        if engine.stopped or not core.is_ready_leader or self._membership is None:
+        if not core.is_ready_leader:
             return
         others = [node_id for node_id in self._membership.voters if node_id != core.node_id]
         if not others:
