@@ -178,6 +178,37 @@ def test_journals_cut_short(directory: Path, mark: bool) -> None:
     assert mark or len(seen) > 4
 
 
+def test_a_torn_last_commit_is_no_damage(directory: Path) -> None:
+    """Frames may reach the disk in any order: the commit's last one without its first one."""
+    opened = DataDirectory.open(directory / "n1", N1)
+    first = Entry(Term(1), Index(1), EntryKind.COMMAND, b"first")
+    opened.log.write([WriteBatch(1, None, (first,))])
+    journal = directory / "n1" / JOURNAL
+    before = journal.stat().st_size
+    large = Entry(Term(1), Index(2), EntryKind.COMMAND, bytes(20_000))
+    opened.log.write([WriteBatch(2, None, (large,))])
+    data = bytearray(journal.read_bytes())
+    files = {DATABASE_NAME: (directory / "n1" / DATABASE_NAME).read_bytes()}
+    opened.close()
+    assert len(data) - before > 3 * FRAME_BYTES
+    data[before : before + FRAME_BYTES] = bytes(FRAME_BYTES)
+    image = Image(files, (), opened.identity().peer_uuid)
+    image.put(directory / "copy", {JOURNAL: bytes(data)})
+    got = outcome(directory / "copy", image)
+    assert got is not None
+    assert got.entries == (first,)
+
+
+def test_structural_damage_is_found_at_the_start(directory: Path) -> None:
+    """Damage outside of rows: the count of free pages in the header."""
+    image = make_image(directory / "n1", clean=True)
+    data = bytearray(image.files[DATABASE_NAME])
+    data[36:40] = (3).to_bytes(4, "big")
+    image.put(directory / "copy", {DATABASE_NAME: bytes(data)})
+    with pytest.raises(StorageDamagedError, match=r"(?i)freelist"):
+        DataDirectory.open(directory / "copy", N1)
+
+
 def test_a_lost_journal_is_noticed(directory: Path) -> None:
     image = make_image(directory / "n1", clean=False)
     image.put(directory / "copy", {JOURNAL: None})

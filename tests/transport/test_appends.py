@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import subprocess
 import sys
 
+import grpc
+import pytest
+from gaia.raft.v1 import raft_pb2 as pb
+from gaia.raft.v1 import raft_pb2_grpc
+
 from gaia_grpc.raft.messages import AppendRequest, AppendResponse, Envelope
 from gaia_grpc.raft.types import Index, NodeId, Term
+from gaia_grpc.transport import servicer
 from gaia_grpc.transport.api import PeerTransport
 from gaia_grpc.transport.links import refuses_connections
-from gaia_grpc.transport.options import TransportOptions
+from gaia_grpc.transport.options import TransportOptions, server_arguments
+from gaia_grpc.transport.wire import hello_to_proto
 from tests.transport.peers import WAIT_S, Cluster, Peer
 
 A, B = NodeId("a"), NodeId("b")
@@ -47,19 +55,64 @@ async def test_frames_do_not_wait_for_answers(cluster: Cluster) -> None:
     await b.recorder.until(lambda: len(rounds(b)) == 50)
 
 
+async def ended_streams(peer: Peer) -> None:
+    """Waits until `peer` has judged how the streams to it ended."""
+    assert peer.transport is not None
+    await peer.transport._servicer._probes.join(WAIT_S)
+
+
+def nobody_listens_at(a: Peer, seen_by: Peer) -> None:
+    """From now on a probe of `a` is refused, whatever `a` does."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    assert seen_by.transport is not None
+    seen_by.transport._addresses[a.node_id] = f"127.0.0.1:{port}"
+
+
 async def test_a_clean_close_says_so_and_nobody_is_reported_gone(cluster: Cluster) -> None:
     a, b = await cluster(2)
+    nobody_listens_at(a, b)
     a.append("b", term=3)
-    await b.recorder.until(lambda: len(rounds(b)) == 1)
+    await a.recorder.until(lambda: len(a.recorder.payloads(AppendResponse)) == 1)
     assert a.transport is not None
-    assert b.transport is not None
     await a.transport.close()
-    await a.cut_off()
-    assert await refuses_connections(a.address)
-    # The end of b's own close proves that no probe is left that could still report.
-    await b.transport.close()
+    await ended_streams(b)
     assert b.recorder.gone == []
     assert a.recorder.broken == []
+
+
+async def test_an_end_without_closing_is_reported_with_its_term(cluster: Cluster) -> None:
+    a, b = await cluster(2)
+    nobody_listens_at(a, b)
+    a.append("b", term=3)
+    a.append("b", term=2)
+    await a.recorder.until(lambda: len(a.recorder.payloads(AppendResponse)) == 2)
+    assert a.transport is not None
+    await a.transport._links[B].channel.close(None)
+    await b.recorder.until(lambda: b.recorder.gone == [(A, 3)])
+
+
+async def test_a_peer_that_only_lost_its_stream_is_not_reported(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = await cluster(2)
+    answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    async def probe(address: str) -> bool:
+        answer.set_result(await refuses_connections(address))
+        return answer.result()
+
+    monkeypatch.setattr(servicer, "refuses_connections", probe)
+    a.append("b", term=3)
+    await a.recorder.until(lambda: len(a.recorder.payloads(AppendResponse)) == 1)
+    assert a.transport is not None
+    assert b.transport is not None
+    await a.transport._links[B].channel.close(None)
+    async with asyncio.timeout(WAIT_S):
+        assert await answer is False
+    await ended_streams(b)
+    assert b.recorder.gone == []
 
 
 async def test_close_is_idempotent_and_sends_what_waits(cluster: Cluster) -> None:
@@ -131,6 +184,31 @@ async def test_the_newest_stream_of_a_peer_gets_the_answers(cluster: Cluster) ->
     a.append("b", round_number=2)
     await a.recorder.until(lambda: len(a.recorder.payloads(AppendResponse)) == 2)
     assert b.recorder.gone == []
+
+
+async def test_an_old_stream_that_ends_late_takes_nothing_with_it(cluster: Cluster) -> None:
+    a, b = await cluster(2)
+    hello = hello_to_proto(a.recorder.hello(B))
+    frame = pb.AppendEntriesRequest(hello=hello, term=1)
+    async with grpc.aio.insecure_channel(b.address) as channel:
+        stub = raft_pb2_grpc.RaftServiceStub(channel)
+        old, new = stub.AppendEntries(timeout=10), stub.AppendEntries(timeout=10)
+        for stream in (old, new):
+            await stream.write(frame)
+            assert isinstance(await stream.read(), pb.AppendEntriesResponse)
+        await old.write(pb.AppendEntriesRequest(closing=True))
+        assert await old.code() is grpc.StatusCode.OK
+        await new.write(pb.AppendEntriesRequest(term=1))
+        assert isinstance(await new.read(), pb.AppendEntriesResponse)
+        await new.write(pb.AppendEntriesRequest(closing=True))
+        assert await new.code() is grpc.StatusCode.OK
+
+
+async def test_a_used_port_is_refused(cluster: Cluster) -> None:
+    (a,) = await cluster(1)
+    second = grpc.aio.server(options=server_arguments(a.options))
+    with pytest.raises(RuntimeError, match="Failed to bind"):
+        second.add_insecure_port(a.address)
 
 
 async def test_answers_without_a_stream_are_dropped_and_counted(cluster: Cluster) -> None:
