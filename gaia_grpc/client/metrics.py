@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
 from gaia.metrics.v1 import metrics_pb2
 
@@ -185,7 +185,7 @@ class MetricsApi:
         timeline_id: str = "",
         interval: float = 5.0,
         address: str | None = None,
-    ) -> AsyncIterator[metrics_pb2.WatchClassroomResponse]:
+    ) -> AsyncGenerator[metrics_pb2.WatchClassroomResponse, None]:
         """Windows on change and at least every `interval` s; all of them after a reconnect."""
         return watch(
             self._connection,

@@ -7,7 +7,7 @@ here does not is reachable through `Client.call` with the raw request.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import grpc
@@ -158,7 +158,7 @@ class SessionsApi:
         *,
         tier: session_pb2.Tier.ValueType = session_pb2.TIER_UNSPECIFIED,
         silence: float = WATCH_SILENCE_S,
-    ) -> AsyncIterator[session_pb2.WatchSessionsResponse]:
+    ) -> AsyncGenerator[session_pb2.WatchSessionsResponse, None]:
         """Every session once and then each change; after a reconnect the full picture again."""
         return watch(
             self._connection,
@@ -257,7 +257,7 @@ class ClusterApi:
 
     def watch_status(
         self, *, interval: float = 5.0, address: str | None = None
-    ) -> AsyncIterator[cluster_pb2.WatchStatusResponse]:
+    ) -> AsyncGenerator[cluster_pb2.WatchStatusResponse, None]:
         """The status on every change of role, term or leader, and at least every `interval` s."""
         return watch(
             self._connection,

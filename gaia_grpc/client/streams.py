@@ -9,7 +9,7 @@ RPC.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Generic, TypeVar, cast
 
 import grpc
@@ -205,8 +205,8 @@ async def watch(
     *,
     silence: float,
     address: str | None = None,
-) -> AsyncIterator[Response]:
-    """Messages of a watch whose every (re)connect begins with the full picture."""
+) -> AsyncGenerator[Response, None]:
+    """Messages of a watch, across reconnects; `aclose` it, or the RPC lives until collected."""
     stream = ResumableStream(connection, method, lambda: request, silence=silence, address=address)
     try:
         while True:

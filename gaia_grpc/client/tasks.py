@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 
 from gaia.task.v1 import task_pb2
 
@@ -249,7 +249,7 @@ class TasksApi:
 
     def watch(
         self, *, task_id: str = "", task_type: str = "", silence: float = WATCH_SILENCE_S
-    ) -> AsyncIterator[task_pb2.WatchTasksResponse]:
+    ) -> AsyncGenerator[task_pb2.WatchTasksResponse, None]:
         """Each change of the selected tasks; changes during a reconnect may be missed."""
         return watch(
             self._connection,

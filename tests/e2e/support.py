@@ -1,0 +1,58 @@
+"""What several end-to-end tests need."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from gaia.session.v1 import session_pb2
+
+from gaia_grpc.client import Client
+
+SHORT_TIMES = {
+    "session.degraded_after": "600ms",
+    "session.failed_after": "1.2s",
+    "session.heartbeat_interval": "150ms",
+    "task.claim_timeout": "1s",
+    "task.retry_base": "100ms",
+}
+"""Timers of the guide, about a tenth as long."""
+
+
+async def eventually(
+    condition: Callable[[], Awaitable[bool]], what: str, timeout: float = 10.0
+) -> None:
+    """Asks again and again until `condition` holds."""
+    try:
+        async with asyncio.timeout(timeout):
+            while True:
+                if await condition():
+                    return
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise AssertionError(f"not within {timeout:g} s: {what}") from None
+
+
+@asynccontextmanager
+async def live_session(
+    client: Client, name: str, *, specialty: str = "", capacity: int = 1, every: float = 0.15
+) -> AsyncIterator[session_pb2.Session]:
+    """A session that heartbeats while the block runs."""
+    session = (
+        await client.sessions.register(name, specialty=specialty, max_concurrent_tasks=capacity)
+    ).session
+
+    async def beat() -> None:
+        while True:
+            await asyncio.sleep(every)
+            await client.sessions.heartbeat(session.session_id)
+
+    beating = asyncio.create_task(beat())
+    try:
+        yield session
+    finally:
+        beating.cancel()
+        await asyncio.wait({beating})
+        if not beating.cancelled() and (error := beating.exception()) is not None:
+            raise error

@@ -1,0 +1,220 @@
+"""Sessions and leadership on real peers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from gaia.session.v1 import session_pb2
+from gaia.task.v1 import task_pb2
+
+from gaia_grpc.client import LOCAL, Client
+from gaia_grpc.client.rpc_errors import to_gaia_error
+from gaia_grpc.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
+from gaia_grpc.testing import Cluster
+from gaia_grpc.testing.plugin import MakeCluster
+from tests.e2e.support import SHORT_TIMES, eventually, live_session
+
+
+@pytest.fixture(scope="module")
+def short_cluster(gaia_module_cluster: MakeCluster) -> Cluster:
+    return gaia_module_cluster(3, settings=SHORT_TIMES)
+
+
+@pytest.fixture
+async def short(short_cluster: Cluster) -> AsyncIterator[Client]:
+    await short_cluster.aio.heal()
+    async with short_cluster.client() as client:
+        yield client
+
+
+async def health(client: Client, session_id: str) -> session_pb2.Health.ValueType:
+    return (await client.sessions.get(session_id)).session.health
+
+
+async def test_session_registration_is_on_every_peer(cluster3: Cluster, client3: Client) -> None:
+    names = [f"manager-{number}" for number in range(2)] + [f"worker-{n}" for n in range(3)]
+    answers = [
+        await client3.sessions.register(
+            name,
+            tier=session_pb2.TIER_MANAGER if "manager" in name else session_pb2.TIER_WORKER,
+            provider="claude",
+        )
+        for name in names
+    ]
+    ids = [answer.session.session_id for answer in answers]
+    assert len(set(ids)) == 5
+    index = await cluster3.aio.assert_equal_logs_and_hashes()
+    assert index >= max(answer.applied_index for answer in answers)
+    for node_id in cluster3.node_ids:
+        async with Client.connect(cluster3.address(node_id)) as one:
+            peer = one.peer(cluster3.address(node_id))
+            page = await peer.sessions.ListSessions(
+                session_pb2.ListSessionsRequest(consistency=LOCAL), timeout=5
+            )
+            assert {session.name for session in page.sessions} >= set(names)
+
+
+async def test_session_name_of_a_live_one_is_refused(client3: Client) -> None:
+    await client3.sessions.register("unique")
+    with pytest.raises(AlreadyExistsError):
+        await client3.sessions.register("unique")
+
+
+async def test_session_registration_repeated_with_its_request_id_is_one_session(
+    client3: Client,
+) -> None:
+    first, second = [
+        await client3.sessions.register("once", request_id="register-once") for _ in range(2)
+    ]
+    assert first.session.session_id == second.session.session_id
+    assert first.applied_index <= second.applied_index
+
+
+async def test_session_health_degrades_fails_and_heals(short: Client) -> None:
+    session = (await short.sessions.register("fading")).session
+    assert session.health == session_pb2.HEALTH_HEALTHY
+
+    async def is_in(expected: session_pb2.Health.ValueType) -> bool:
+        return await health(short, session.session_id) == expected
+
+    await eventually(lambda: is_in(session_pb2.HEALTH_DEGRADED), "degraded", 3)
+    await short.sessions.heartbeat(session.session_id, incarnation=session.incarnation)
+    assert await is_in(session_pb2.HEALTH_HEALTHY)
+    await eventually(lambda: is_in(session_pb2.HEALTH_FAILED), "failed", 4)
+    with pytest.raises(FailedPreconditionError):
+        await short.sessions.heartbeat(session.session_id, incarnation=session.incarnation)
+    again = (await short.sessions.register("fading")).session
+    assert again.session_id == session.session_id
+    assert again.incarnation > session.incarnation
+    with pytest.raises(FailedPreconditionError):
+        await short.sessions.heartbeat(session.session_id, incarnation=session.incarnation)
+
+
+async def test_session_that_fails_loses_its_claim_to_another(short: Client) -> None:
+    lost = (await short.sessions.register("lost")).session
+    task_id = (await short.tasks.enqueue("inherit")).task.task_id
+    [claimed] = (await short.tasks.claim(lost.session_id, task_types=["inherit"])).tasks
+    assert claimed.task_id == task_id
+    async with live_session(short, "heir") as heir:
+        [inherited] = (
+            await short.tasks.claim(heir.session_id, wait=5, task_types=["inherit"])
+        ).tasks
+        assert inherited.task_id == task_id
+        assert inherited.claim_token > claimed.claim_token
+        with pytest.raises(FailedPreconditionError):
+            await short.tasks.complete(claimed, b"too late")
+        await short.tasks.complete(inherited, b"in time")
+    found = (await short.tasks.get(task_id)).task
+    assert found.result == b"in time"
+
+
+async def test_unknown_session_is_not_found(client3: Client) -> None:
+    with pytest.raises(NotFoundError):
+        await client3.sessions.heartbeat("nobody")
+    with pytest.raises(NotFoundError):
+        await client3.sessions.get("nobody")
+
+
+async def test_leader_killed_is_replaced_and_writes_go_on(
+    cluster3: Cluster, client3: Client
+) -> None:
+    await client3.tasks.enqueue("before")
+    old = await cluster3.aio.leader()
+    term = cluster3.status(old).term
+    began = time.monotonic()
+    await cluster3.aio.kill(old)
+    await client3.tasks.enqueue("after")
+    seconds = time.monotonic() - began
+    new = await cluster3.aio.leader()
+    assert new != old
+    assert cluster3.status(new).term > term
+    assert seconds < 5
+    await cluster3.aio.restart(old)
+    await cluster3.aio.assert_equal_logs_and_hashes()
+
+
+async def test_leader_paused_and_resumed_steps_down(cluster3: Cluster, client3: Client) -> None:
+    old = await cluster3.aio.leader()
+    cluster3.pause(old)
+    task_id = (await client3.tasks.enqueue("while-it-slept")).task.task_id
+    new = await cluster3.aio.leader()
+    assert new != old
+    cluster3.resume(old)
+    await cluster3.aio.heal()
+    await cluster3.aio.assert_equal_logs_and_hashes()
+    async with Client.connect(cluster3.address(old)) as one:
+        assert (await one.tasks.get(task_id)).task.task_type == "while-it-slept"
+
+
+async def test_without_a_quorum_a_write_is_unavailable_within_its_deadline(
+    cluster3: Cluster, client3: Client
+) -> None:
+    survivor = await cluster3.aio.leader()
+    await cluster3.aio.kill(*(node for node in cluster3.node_ids if node != survivor))
+    stub = client3.peer(cluster3.address(survivor)).tasks
+
+    async def attempt() -> tuple[Exception, float]:
+        began = time.monotonic()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.EnqueueTask(task_pb2.EnqueueTaskRequest(task_type="x"), timeout=2)
+        return caught.value, time.monotonic() - began
+
+    async def has_stepped_down() -> bool:
+        return not cluster3.status(survivor).writable
+
+    await eventually(has_stepped_down, "the survivor knows that it has no quorum")
+    error, seconds = await attempt()
+    assert isinstance(error, grpc.aio.AioRpcError)
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    translated = to_gaia_error(error)
+    assert translated.instance_reason == "NO_QUORUM"
+    assert translated.retry_after_ms
+    assert seconds < 2
+    local = await stub.GetQueueStats(task_pb2.GetQueueStatsRequest(consistency=LOCAL), timeout=2)
+    assert local.enqueued_total >= 0
+    await cluster3.aio.heal()
+    await client3.tasks.enqueue("healed")
+
+
+async def test_every_peer_takes_writes_and_names_the_leader(
+    cluster3: Cluster, client3: Client
+) -> None:
+    leader = cluster3.address(await cluster3.aio.leader())
+    for address in cluster3.addresses:
+        rpc = client3.peer(address).tasks.EnqueueTask(
+            task_pb2.EnqueueTaskRequest(task_type="any"), timeout=5
+        )
+        assert (await rpc).task.task_id
+        trailers = dict(await rpc.trailing_metadata())
+        assert trailers.get("gaia-leader", leader) == leader
+        if address != leader:
+            assert trailers["gaia-leader"] == leader
+
+
+async def test_a_write_is_read_at_once_on_every_other_peer(
+    cluster3: Cluster, client3: Client
+) -> None:
+    for round_number in range(5):
+        task_id = (await client3.tasks.enqueue(f"round-{round_number}")).task.task_id
+        found = await asyncio.gather(
+            *(
+                client3.peer(address).tasks.GetTask(
+                    task_pb2.GetTaskRequest(task_id=task_id), timeout=5
+                )
+                for address in cluster3.addresses
+            )
+        )
+        assert [answer.task.task_id for answer in found] == [task_id] * 3
+
+
+async def test_a_terminated_peer_drains_and_exits_with_zero(
+    cluster3: Cluster, client3: Client
+) -> None:
+    node_id = await cluster3.aio.leader()
+    assert await cluster3.aio.terminate(node_id) == 0
+    await client3.tasks.enqueue("after-the-drain")
+    assert "Traceback" not in cluster3.log(node_id)
