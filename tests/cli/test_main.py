@@ -13,10 +13,23 @@ import typer
 
 from gaia_grpc.cli.main import app, main
 
-NAMES = (
-    "up serve web demo replay status sessions tasks metrics alerts locks classrooms settings "
-    "call bench"
-).split()
+NAMES = [  # the names of the design
+    "up",
+    "serve",
+    "web",
+    "demo",
+    "replay",
+    "status",
+    "sessions",
+    "tasks",
+    "metrics",
+    "alerts",
+    "locks",
+    "classrooms",
+    "settings",
+    "call",
+    "bench",
+]
 
 
 @pytest.fixture
