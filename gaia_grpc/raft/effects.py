@@ -55,7 +55,11 @@ class RoleChange:
 
 @dataclass(frozen=True, slots=True)
 class Effects:
-    """The work of one turn. `reads_dropped` must be asked again (leadership was lost)."""
+    """The work of one turn. `reads_dropped` must be asked again (leadership was lost).
+
+    Without a `write` there are no `messages_after_write`: what relies on an earlier write that is
+    under way stays in the core, and comes with the `messages` after `persisted`.
+    """
 
     messages: tuple[Envelope, ...] = ()
     write: WriteBatch | None = None

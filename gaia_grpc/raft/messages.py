@@ -58,7 +58,7 @@ class AppendRequest:
 
 @dataclass(frozen=True, slots=True)
 class AppendResponse:
-    """Answers an AppendRequest.
+    """Answers an AppendRequest, unless that fits and brings neither entries nor a new round.
 
     On success `match_index` is `previous_index + len(entries)` of the request (never the
     follower's own last index) and the message leaves only after those entries are on disk. On

@@ -43,7 +43,7 @@ _NOTHING = Effects()
 class RaftNode:
     """The seam to everything above; see the module docstring."""
 
-    __slots__ = ("_announced", "_core", "_peers")
+    __slots__ = ("_announced", "_announced_role", "_core", "_peers")
 
     def __init__(
         self, config: RaftConfig, restored: Restored, draw_timeout: Callable[[int, int], int]
@@ -52,6 +52,7 @@ class RaftNode:
         self._core = Core(config, restored, draw_timeout)
         self._peers = frozenset(config.peers)  # for membership tests only, never looped over
         self._announced = self._role_now()
+        self._announced_role = self._core.role
 
     # --- inputs ----------------------------------------------------------------------------------
 
@@ -154,6 +155,7 @@ class RaftNode:
         core.emitted_index = core.commit_index
         role_change = self._role_now() if self._role_changed() else None
         self._announced = role_change or self._announced
+        self._announced_role = core.role
         effects = Effects(
             messages=tuple(core.messages),
             write=write,
@@ -251,7 +253,8 @@ class RaftNode:
 
     def _role_changed(self) -> bool:
         core, announced = self._core, self._announced
-        return (
+        # Term, role and leader change only with a new role object: the usual answer is cheap.
+        return core.role is not self._announced_role and (
             core.term != announced.term
             or core.role_name is not announced.role
             or core.leader_id != announced.leader_id
