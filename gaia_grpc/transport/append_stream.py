@@ -86,6 +86,7 @@ class AppendStream:
             await self._serve()
             if self._closing.is_set():
                 return
+            self._broken = False  # that stream is gone: only frames are a reason to connect
             self._counters.breaks += 1
             self._counters.dropped += self._queue.clear()
             self._inbound.on_stream_broken(self._peer)

@@ -1,0 +1,18 @@
+"""A stream that breaks while nothing waits must not take its task with it."""
+
+from __future__ import annotations
+
+from gaia_grpc.raft.messages import AppendResponse
+from tests.transport.peers import Cluster
+
+
+async def test_stream_is_opened_again_after_it_broke_with_nothing_queued(cluster: Cluster) -> None:
+    """Seen with real peers: the follower stopped first, the leader's stream never came back."""
+    a, b = await cluster(2)
+    a.append("b", term=3)
+    await a.recorder.until(lambda: len(a.recorder.payloads(AppendResponse)) == 1)
+    assert b.transport is not None
+    await b.transport.close()
+    await a.recorder.until(lambda: len(a.recorder.broken) == 1)
+    a.append("b", term=3)
+    await a.recorder.until(lambda: len(a.recorder.broken) == 2)
