@@ -14,5 +14,9 @@ async def test_stream_is_opened_again_after_it_broke_with_nothing_queued(cluster
     assert b.transport is not None
     await b.transport.close()
     await a.recorder.until(lambda: len(a.recorder.broken) == 1)
+    assert a.transport is not None
+    running = len(a.transport._streams)
+    await a.transport._streams.join(0.3)  # longer than the back-off
+    assert len(a.transport._streams) == running
     a.append("b", term=3)
     await a.recorder.until(lambda: len(a.recorder.broken) == 2)
