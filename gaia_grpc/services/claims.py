@@ -48,18 +48,16 @@ class ClaimWaits:
         loop = asyncio.get_running_loop()
         until_s = loop.time() + timeout_s
         log_timeout_s = self._ingress.consensus.default_timeout_ms / 1000
-        # The first read is linearizable: this peer may not have applied the claim itself yet.
-        consistency = ReadConsistency.LINEARIZABLE
         while True:
             version = log.topic_version(topic)
-            found = (await read(log, query, consistency, log_timeout_s)).claim_wait
+            # A wait that this peer has not applied yet counts as waiting, so its own state will do.
+            found = (await read(log, query, ReadConsistency.LOCAL, log_timeout_s)).claim_wait
             if not found.waiting:
                 return found.tasks
             remaining_s = until_s - loop.time()
             if remaining_s <= 0:
                 return None
             await log.wait_topic(topic, version, timeout_s=remaining_s)
-            consistency = ReadConsistency.LOCAL
 
     def _cancel_later(self, waiter_id: int) -> None:
         """Cancels in a task of its own, since the caller's may be cancelled or out of time."""

@@ -24,6 +24,7 @@ _REFUSED: Mapping[str, Callable[..., errors.GaiaError]] = {
     errors.AlreadyExistsError.reason: errors.AlreadyExistsError,
     errors.OutOfRangeError.reason: errors.OutOfRangeError,
     errors.ResourceExhaustedError.reason: errors.ResourceExhaustedError,
+    errors.InvalidArgumentError.reason: errors.InvalidArgumentError,
 }
 
 

@@ -56,6 +56,8 @@ class FakeNode:
         """While clear, proposals are applied and never answered."""
         self.answers.set()
         self.transferred_to = ""
+        self.waiting = 0
+        """How many callers wait for a topic; who follows the status is not counted."""
         self._topics = TopicBoard()
         self._sizes: list[tuple[int, int]] = []
         members = tuple(
@@ -125,11 +127,6 @@ class FakeNode:
             self._status = replace(self._status, writable=writable)
         self._topics.touch((STATUS_TOPIC,))
 
-    @property
-    def waiting(self) -> int:
-        """How many callers wait for a topic."""
-        return self._topics.waiting
-
     # --- ReplicatedLog -------------------------------------------------------------------------
 
     async def propose(self, command: bytes, *, timeout_s: float) -> Applied:
@@ -156,7 +153,11 @@ class FakeNode:
         return self._topics.version(topic)
 
     async def wait_topic(self, topic: str, version: int, *, timeout_s: float) -> int:
-        return await self._topics.wait(topic, version, timeout_s)
+        self.waiting += 1
+        try:
+            return await self._topics.wait(topic, version, timeout_s)
+        finally:
+            self.waiting -= 1
 
     def status(self, at_index: int = 0) -> NodeStatus:
         found = self.machine.state_hash(at_index)

@@ -1,0 +1,225 @@
+"""AlertService over the real state machine."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+from gaia.alert.v1 import alert_pb2
+from gaia.metrics.v1 import metrics_pb2
+
+from gaia_grpc.errors import UnavailableError
+from gaia_grpc.node.api import ReadConsistency
+from tests.support.fake_node import FakeNode
+from tests.support.served_peer import TIMEOUT_S, ServedPeer, eventually, failure_of, serve_peer
+
+
+async def frustrate(peer: ServedPeer, *student_ids: str, room: str = "room-1") -> None:
+    """Enough errors of each student for an alert."""
+    batches = [frustrated_batch(student_id, room) for student_id in student_ids]
+    request = metrics_pb2.PublishMetricsRequest(batches=batches)
+    await peer.metrics.PublishMetrics(request, timeout=TIMEOUT_S)
+
+
+def frustrated_batch(student_id: str, room: str) -> metrics_pb2.MetricBatch:
+    metrics = [metrics_pb2.Metric(metric_type="error", value=1.0) for _ in range(5)]
+    return metrics_pb2.MetricBatch(
+        source_id=f"app-{student_id}",
+        source_epoch=1,
+        sequence=1,
+        classroom_id=room,
+        student_id=student_id,
+        app_name="math",
+        metrics=metrics,
+    )
+
+
+def subscribe(peer: ServedPeer, **fields: Any) -> Any:
+    fields.setdefault("progress_interval_ms", 60_000)
+    return peer.alerts.SubscribeAlerts(alert_pb2.SubscribeAlertsRequest(**fields))
+
+
+async def first_alert(peer: ServedPeer) -> alert_pb2.Alert:
+    response = await peer.alerts.ListAlerts(alert_pb2.ListAlertsRequest(), timeout=TIMEOUT_S)
+    return response.alerts[0]
+
+
+async def test_an_alert_is_listed_acknowledged_and_resolved(peer: ServedPeer) -> None:
+    await frustrate(peer, "ada")
+    alert = await first_alert(peer)
+    assert (alert.student_id, alert.pattern) == ("ada", "excessive_errors")
+    acknowledge = alert_pb2.AcknowledgeAlertRequest(alert_id=alert.alert_id, teacher_id="t-1")
+    acknowledged = await peer.alerts.AcknowledgeAlert(acknowledge, timeout=TIMEOUT_S)
+    assert acknowledged.alert.state == alert_pb2.ALERT_STATE_ACKNOWLEDGED
+    assert acknowledged.alert.acknowledged_by == "t-1"
+    assert acknowledged.applied_index == peer.node.machine.applied_index
+    resolve = alert_pb2.ResolveAlertRequest(
+        alert_id=alert.alert_id, teacher_id="t-1", note="helped\nin person"
+    )
+    resolved = await peer.alerts.ResolveAlert(resolve, timeout=TIMEOUT_S)
+    assert resolved.alert.state == alert_pb2.ALERT_STATE_RESOLVED
+    request = alert_pb2.ListAlertsRequest(state=alert_pb2.ALERT_STATE_OPEN)
+    assert list((await peer.alerts.ListAlerts(request, timeout=TIMEOUT_S)).alerts) == []
+
+
+async def test_an_unknown_alert_is_not_found(peer: ServedPeer) -> None:
+    request = alert_pb2.AcknowledgeAlertRequest(alert_id="alert-9", teacher_id="t-1")
+    failure = await failure_of(peer.alerts.AcknowledgeAlert(request, timeout=TIMEOUT_S))
+    assert failure.code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_stream_begins_with_progress_and_sends_what_comes(peer: ServedPeer) -> None:
+    await frustrate(peer, "before")
+    stream = subscribe(peer, from_now=True)
+    progress = await stream.read()
+    assert not progress.HasField("event")
+    assert (progress.through_sequence, progress.cluster_id) == (1, "c-test")
+    await frustrate(peer, "after")
+    message = await stream.read()
+    assert message.event.alert.student_id == "after"
+    assert (message.event.sequence, message.through_sequence) == (2, 2)
+    assert message.cluster_id == "c-test"
+    stream.cancel()
+
+
+@pytest.mark.parametrize("start", [{"from_now": True}, {"from_now": False}, {}])
+async def test_from_now_asks_the_cluster(peer: ServedPeer, start: dict[str, Any]) -> None:
+    await frustrate(peer, "before")
+    peer.node.reads.clear()
+    stream = subscribe(peer, **start)
+    assert (await stream.read()).through_sequence == 1
+    assert peer.node.reads[0] is ReadConsistency.LINEARIZABLE
+    stream.cancel()
+
+
+async def test_from_now_without_quorum_is_unavailable_and_a_cursor_is_not(
+    peer: ServedPeer,
+) -> None:
+    await frustrate(peer, "ada")
+    peer.node.error = UnavailableError("no quorum")
+    failure = await failure_of(subscribe(peer, from_now=True))
+    assert failure.code is grpc.StatusCode.UNAVAILABLE
+    stream = subscribe(peer, after_sequence=0)
+    await stream.read()
+    assert (await stream.read()).event.alert.student_id == "ada"
+    stream.cancel()
+
+
+async def test_a_stream_goes_on_after_its_cursor(peer: ServedPeer) -> None:
+    for number in range(5):
+        await frustrate(peer, f"s{number}")
+    stream = subscribe(peer, after_sequence=2, cluster_id="c-test")
+    assert (await stream.read()).through_sequence == 2
+    sequences = [(await stream.read()).event.sequence for _ in range(3)]
+    assert sequences == [3, 4, 5]
+    stream.cancel()
+
+
+async def test_more_events_than_one_read_holds_come_in_order(peer: ServedPeer) -> None:
+    for start in (0, 550):
+        await frustrate(peer, *(f"s{start + number}" for number in range(550)))
+    stream = subscribe(peer, after_sequence=0)
+    await stream.read()
+    sequences = [(await stream.read()).event.sequence for _ in range(1_100)]
+    assert sequences == list(range(1, 1_101))
+    stream.cancel()
+
+
+async def test_a_stream_of_one_classroom_is_told_how_far_it_is(peer: ServedPeer) -> None:
+    stream = subscribe(
+        peer,
+        from_now=True,
+        filter=alert_pb2.AlertFilter(classroom_id="room-2"),
+        progress_interval_ms=100,
+    )
+    assert (await stream.read()).through_sequence == 0
+    await frustrate(peer, "other", room="room-1")
+    message = await stream.read()
+    assert not message.HasField("event")
+    assert message.through_sequence == 1
+    await frustrate(peer, "mine", room="room-2")
+    while not (message := await stream.read()).HasField("event"):
+        continue
+    assert message.event.alert.student_id == "mine"
+    assert message.through_sequence == 2
+    stream.cancel()
+
+
+async def test_a_cursor_of_another_cluster_is_refused(peer: ServedPeer) -> None:
+    failure = await failure_of(subscribe(peer, after_sequence=0, cluster_id="c-other"))
+    assert (failure.code, failure.reason) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "CLUSTER_MISMATCH",
+    )
+    assert failure.metadata["cluster_id"] == "c-test"
+
+
+async def test_a_cursor_that_was_never_given_out_is_out_of_range(peer: ServedPeer) -> None:
+    await frustrate(peer, "ada")
+    peer.node.reads.clear()
+    failure = await failure_of(subscribe(peer, after_sequence=2))
+    assert failure.code is grpc.StatusCode.OUT_OF_RANGE
+    assert failure.metadata["newest_sequence"] == "1"
+    assert peer.node.reads == [ReadConsistency.LOCAL, ReadConsistency.LINEARIZABLE]
+
+
+async def test_events_that_are_gone_are_out_of_range_with_the_oldest() -> None:
+    async with serve_peer(FakeNode({"alert.retained_events": "3"})) as peer:
+        for number in range(10):
+            await frustrate(peer, f"s{number}")
+        failure = await failure_of(subscribe(peer, after_sequence=4))
+        assert (failure.code, failure.reason) == (
+            grpc.StatusCode.OUT_OF_RANGE,
+            "OUT_OF_RANGE",
+        )
+        assert failure.metadata["oldest_sequence"] == "8"
+        stream = subscribe(peer, after_sequence=0)
+        assert (await stream.read()).through_sequence == 7
+        assert (await stream.read()).event.sequence == 8
+        stream.cancel()
+
+
+async def test_teachers_of_one_classroom_share_a_read(peer: ServedPeer) -> None:
+    streams = [
+        subscribe(peer, from_now=True, filter=alert_pb2.AlertFilter(classroom_id="room-1"))
+        for _ in range(20)
+    ]
+    for stream in streams:
+        await stream.read()
+    await eventually(lambda: peer.node.waiting == 20)
+    peer.node.reads.clear()
+    await frustrate(peer, "ada")
+    messages = await asyncio.gather(*(stream.read() for stream in streams))
+    assert {message.event.sequence for message in messages} == {1}
+    await eventually(lambda: peer.node.waiting == 20)
+    assert len(peer.node.reads) < 20
+    for stream in streams:
+        stream.cancel()
+
+
+async def test_the_shared_reads_are_bounded(peer: ServedPeer) -> None:
+    for number in range(300):
+        stream = subscribe(
+            peer, from_now=True, filter=alert_pb2.AlertFilter(student_id=f"s{number}")
+        )
+        await stream.read()
+        stream.cancel()
+    feed = peer.port._services._alerts._feed
+    await eventually(lambda: peer.port.interceptor.streams == 0)
+    assert len(feed._pages) <= 256
+
+
+async def test_a_stream_ends_with_its_cursor_when_the_peer_stops() -> None:
+    async with serve_peer() as peer:
+        stream = subscribe(peer, from_now=True)
+        await stream.read()
+        await frustrate(peer, "ada")
+        await stream.read()
+        peer.port.health.drain()
+        stopping = asyncio.ensure_future(peer.port.stop())
+        failure = await failure_of(stream)
+        assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+        assert failure.metadata["through_sequence"] == "1"
+        await stopping
