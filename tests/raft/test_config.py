@@ -10,7 +10,7 @@ import pytest
 from gaia_grpc.errors import ConfigError
 from gaia_grpc.raft.config import RaftConfig
 from gaia_grpc.raft.types import NodeId
-from tests.support.peers import config, names
+from tests.support.cluster import config, names
 
 
 def test_a_good_configuration_lists_the_other_members_sorted() -> None:

@@ -9,7 +9,7 @@ from gaia_grpc.raft.durability import Durability
 from gaia_grpc.raft.log import RaftLog
 from gaia_grpc.raft.messages import Envelope, VoteResponse
 from gaia_grpc.raft.types import HardState, Index, NodeId, Term, WriteBatch
-from tests.support.peers import entry, log_of, restored
+from tests.support.cluster import entry, log_of, restored
 
 
 class Bench:

@@ -23,7 +23,7 @@ from gaia_grpc.raft.messages import (
 )
 from gaia_grpc.raft.types import Entry, HardState, Index, NodeId, Restored, Term
 from gaia_grpc.storage.memory import MemoryLog
-from tests.support.peers import Cluster, Peer, config, entry, log_of, names, restored
+from tests.support.cluster import Cluster, Peer, config, entry, log_of, names, restored
 
 N1, N2, N3 = names(3)
 

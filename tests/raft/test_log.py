@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gaia_grpc.errors import InvariantError
 from gaia_grpc.raft.log import RaftLog
 from gaia_grpc.raft.types import Entry, HardState, Index, Restored, SnapshotMeta, Term
-from tests.support.peers import entry, log_of
+from tests.support.cluster import entry, log_of
 
 TERMS = st.lists(st.integers(1, 4), max_size=12).map(sorted)
 

@@ -30,7 +30,7 @@ from gaia_grpc.raft.types import (
     Term,
 )
 from gaia_grpc.storage.memory import MemoryLog
-from tests.support.peers import Cluster, Peer, config, entry, make_config, names, restored
+from tests.support.cluster import Cluster, Peer, config, entry, make_config, names, restored
 
 N1, N2, N3 = names(3)
 

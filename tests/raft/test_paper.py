@@ -21,7 +21,7 @@ from gaia_grpc.raft.messages import (
 )
 from gaia_grpc.raft.types import Entry, EntryKind, Index, NodeId, Term
 from gaia_grpc.storage.memory import MemoryLog
-from tests.support.peers import Cluster, Peer, config, entry, log_of, names, restored
+from tests.support.cluster import Cluster, Peer, config, entry, log_of, names, restored
 
 
 class Lone(Peer):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gaia_grpc.raft.quorum import VoteResult, majority, reached_by_majority, tally
 from gaia_grpc.raft.types import NodeId
-from tests.support.peers import names
+from tests.support.cluster import names
 
 
 def reached_by_counting(values: list[int]) -> int:

@@ -27,7 +27,7 @@ from gaia_grpc.raft.types import (
 from gaia_grpc.storage.memory import MemoryLog
 from gaia_grpc.transport.memory import MemoryNetwork, NetworkFaults
 from tests.support.checkers import SafetyChecker, require
-from tests.support.peers import Peer, entry, make_config, names
+from tests.support.cluster import Peer, entry, make_config, names
 
 
 @dataclass(frozen=True)

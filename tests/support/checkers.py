@@ -17,7 +17,7 @@ from gaia_grpc.raft.messages import (
     VoteResponse,
 )
 from gaia_grpc.raft.types import Entry, EntryKind, HardState, Index, NodeId, WriteBatch
-from tests.support.peers import Peer
+from tests.support.cluster import Peer
 
 
 class ViolationError(AssertionError):

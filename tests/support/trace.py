@@ -28,8 +28,8 @@ from gaia_grpc.raft.messages import (
 )
 from gaia_grpc.raft.types import Entry, NodeId, WriteBatch
 from gaia_grpc.storage.memory import MemoryLog
+from tests.support.cluster import Cluster, Peer, make_config, names, restored
 from tests.support.datadriven import Command, TraceError
-from tests.support.peers import Cluster, Peer, make_config, names, restored
 
 
 def show_entries(entries: tuple[Entry, ...]) -> str:
