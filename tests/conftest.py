@@ -15,9 +15,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grpc
+import hypothesis
 import pytest
 
 pytest_plugins = ["gaia_grpc.testing.plugin"]
+
+# A slow machine is no failure: examples have no deadline of their own, tests have theirs.
+hypothesis.settings.register_profile("gaia", deadline=None)
+hypothesis.settings.load_profile("gaia")
 
 RACE_SEED = os.environ.get("GAIA_RACE_SEED", "")
 START_TIMEOUT_S = 10.0
