@@ -22,13 +22,14 @@ from gaia_grpc.errors import DOMAIN, FieldViolation, GaiaError
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 INTERNAL_REASON = "INTERNAL"
 
-MAX_MESSAGE_CHARACTERS = 1_000
-MAX_METADATA_ENTRIES = 16
-MAX_METADATA_CHARACTERS = 256
-# A client refuses 8 KiB of trailers as a whole (the default of every gRPC library), and the
-# details travel in base64: 3,000 bytes of violations leave room for everything else.
-MAX_VIOLATION_CHARACTERS = 200
-MAX_VIOLATIONS_SIZE_BYTES = 3_000
+# A client turns trailers of more than 8 KiB away, now and then at first (gRPC's soft limit) and
+# always beyond 16 KiB. Details travel in base64 and the message a second time, percent-encoded:
+# these four keep the sum under 7 KiB, whatever is in them.
+MAX_MESSAGE_SIZE_BYTES = 900
+MAX_METADATA_SIZE_BYTES = 1_200
+MAX_VIOLATIONS_SIZE_BYTES = 1_800
+MAX_TEXT_SIZE_BYTES = 200
+"""Of one value of the metadata, one field and one description."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ def _wire(
     code: grpc.StatusCode, message: str, details: Sequence[Message], reason: str
 ) -> WireError:
     """Packs everything into a Status; the message goes both ways, as every gRPC library expects."""
-    message = _clip(message, MAX_MESSAGE_CHARACTERS)
+    message = _clip(message, MAX_MESSAGE_SIZE_BYTES)
     status = status_pb2.Status(code=code.value[0], message=message)
     for detail in details:
         packed = any_pb2.Any()
@@ -148,12 +149,16 @@ def _wire(
 
 
 def _error_info(reason: str, metadata: Mapping[str, str]) -> error_details_pb2.ErrorInfo:
-    entries = sorted(metadata.items())[:MAX_METADATA_ENTRIES]
-    return error_details_pb2.ErrorInfo(
-        reason=reason,
-        domain=DOMAIN,
-        metadata={key: _clip(value, MAX_METADATA_CHARACTERS) for key, value in entries},
-    )
+    """Entries in the order of their keys, as many as fit."""
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)
+    size_bytes = 0
+    for key, value in sorted(metadata.items()):
+        clipped = _clip(value, MAX_TEXT_SIZE_BYTES)
+        size_bytes += len(key) + len(clipped.encode()) + 8
+        if size_bytes > MAX_METADATA_SIZE_BYTES:
+            break
+        info.metadata[key] = clipped
+    return info
 
 
 def _bad_request(violations: Sequence[FieldViolation]) -> error_details_pb2.BadRequest:
@@ -161,8 +166,8 @@ def _bad_request(violations: Sequence[FieldViolation]) -> error_details_pb2.BadR
     request = error_details_pb2.BadRequest()
     size_bytes = 0
     for position, violation in enumerate(violations):
-        field = _clip(violation.field, MAX_VIOLATION_CHARACTERS)
-        description = _clip(violation.description, MAX_VIOLATION_CHARACTERS)
+        field = _clip(violation.field, MAX_TEXT_SIZE_BYTES)
+        description = _clip(violation.description, MAX_TEXT_SIZE_BYTES)
         size_bytes += len(field.encode()) + len(description.encode()) + 8
         if size_bytes > MAX_VIOLATIONS_SIZE_BYTES:
             left_out = f"and {len(violations) - position} more violations"
@@ -172,5 +177,15 @@ def _bad_request(violations: Sequence[FieldViolation]) -> error_details_pb2.BadR
     return request
 
 
-def _clip(text: str, characters: int) -> str:
-    return text if len(text) <= characters else text[: characters - 1] + "…"
+def _clip(text: str, most_bytes: int) -> str:
+    """The text, or as much of its begin as is `most_bytes` long when percent-encoded."""
+    if len(text) * 12 <= most_bytes:
+        return text
+    kept_bytes = 0
+    for position, character in enumerate(text):
+        # Only what is printable ASCII, and no %, goes as it is.
+        plain = " " <= character <= "~" and character != "%"
+        kept_bytes += 1 if plain else 3 * len(character.encode(errors="replace"))
+        if kept_bytes > most_bytes - 3:
+            return text[:position] + "..."
+    return text
