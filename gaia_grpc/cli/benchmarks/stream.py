@@ -44,7 +44,7 @@ def _requests(classroom_id: str, count: int) -> list[metrics_pb2.PublishMetricsR
             request.batches.add(
                 source_id=f"{classroom_id}.{student}",
                 classroom_id=classroom_id,
-                student_id=f"student-{student}",
+                student_id=f"{classroom_id}.{student}",
                 app_name="math",
                 metrics=metrics,
             )
@@ -135,7 +135,7 @@ async def watch(bed: Bed) -> list[Figure]:
     classroom_id = bed.name("class")
     durations: list[float] = []
     buffer = bed.client.metrics.buffer(
-        student_id="student-1", app_name="math", classroom_id=classroom_id
+        student_id=f"{classroom_id}.student", app_name="math", classroom_id=classroom_id
     )
     buffer.record("help")
     await buffer.flush()
@@ -181,7 +181,7 @@ def _burst(classroom_id: str, students: Sequence[str], epoch: int) -> list[metri
     now_ms = _now_ms()
     return [
         metrics_pb2.MetricBatch(
-            source_id=f"{classroom_id}.{student}",
+            source_id=student,
             source_epoch=epoch,
             sequence=1,
             sent_at_ms=now_ms,
@@ -241,7 +241,7 @@ async def alert(bed: Bed) -> list[Figure]:
     async with _subscribers(bed, [name for name in names for _ in range(2)], received):
         for name in names[:rounds]:
             begin_s = time.perf_counter()
-            await bed.client.metrics.publish(_burst(name, ["student-1"], _now_ms()))
+            await bed.client.metrics.publish(_burst(name, [f"{name}.student"], _now_ms()))
             for _ in range(2):
                 async with asyncio.timeout(WAIT_S):
                     where, at_s = await received.get()
@@ -265,7 +265,7 @@ async def recover(bed: Bed) -> list[Figure]:
     """A teacher who was away gets what was missed."""
     classroom_id = bed.name("class")
     count = bed.scaled(MISSED_EVENTS)
-    students = [f"student-{number}" for number in range(count)]
+    students = [f"{classroom_id}.{number}" for number in range(count)]
     async with bed.client.alerts.listen(classroom_id=classroom_id) as listener:
         begin = listener.cursor or 0
     for place in range(0, count, 100):
