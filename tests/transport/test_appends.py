@@ -147,23 +147,6 @@ async def test_a_restarted_follower_is_reached_again_soon(cluster: Cluster) -> N
     assert a.transport.stats()[B].connects == 2
 
 
-async def test_a_break_with_nothing_to_send_connects_to_nobody(cluster: Cluster) -> None:
-    """A stream that was broken while idle tried to send a first frame that was not there."""
-    a, b = await cluster(2, TransportOptions(backoff_min_ms=1, backoff_max_ms=2))
-    a.append("b", round_number=1)
-    await a.recorder.until(lambda: len(a.recorder.payloads(AppendResponse)) == 1)
-    await b.cut_off()
-    await a.recorder.until(lambda: a.recorder.broken == [B])
-    await asyncio.sleep(0.05)  # many times the pause between connects
-    assert a.recorder.broken == [B]
-    b.bind()
-    await b.start()
-    async with asyncio.timeout(WAIT_S):
-        while 2 not in rounds(b):
-            a.append("b", round_number=2)
-            await asyncio.sleep(0.02)
-
-
 async def test_an_absent_follower_is_reported_and_old_frames_are_dropped(cluster: Cluster) -> None:
     a, b = await cluster(2)
     await b.stop()
