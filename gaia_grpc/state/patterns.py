@@ -5,9 +5,9 @@ where 8 or more errors in a row stand before it without a correct answer between
 settings). A window ends at each error, half open like every window here, so no boundary can hide a
 burst. An error metric counts as many errors as its value says; a value of 0 or less is none.
 
-Whatever came in, every window that a new metric is part of is looked at with all that is known by
-then. The windows of one set of metrics are the same in any order of arrival, and each is complete
-when its last metric comes: so the worst one found does not depend on the order. At one instant,
+Whatever came in, every window that a new error is part of is looked at with all that is known by
+then. The windows of one set of errors are the same in any order of arrival, and each is complete
+when its last error comes: so the worst one found does not depend on their order. At one instant,
 correct answers stand before errors.
 """
 
@@ -69,9 +69,14 @@ def errors_between(window: StudentWindow, start_ms: int, end_ms: int) -> list[tu
 
 
 def assess(window: StudentWindow, from_ms: int, to_ms: int, limits: ErrorLimits) -> Finding | None:
-    """The worst window that holds an error of `from_ms <= t <= to_ms`; None where none is bad."""
-    # A window that ends at T holds `to_ms` where T - window < to_ms.
-    events = errors_between(window, from_ms - limits.window_ms, to_ms + limits.window_ms - 1)
+    """The worst window that errors of `from_ms <= t <= to_ms` are part of; None where none is bad.
+
+    An error is part of the windows that end less than their length after it, and of the streaks
+    that end less than the lookback after it: errors at 0, 0, 0, 1, 1, 1, 1, 60 are critical at 60
+    also where one of those at 0, which the window does not hold, comes last.
+    """
+    reach_ms = max(limits.window_ms, limits.lookback_ms)
+    events = errors_between(window, from_ms - limits.window_ms, to_ms + reach_ms - 1)
     repeated = limits.repeated * MICRO
     if sum([weight for _, weight in events]) < repeated:
         return None
