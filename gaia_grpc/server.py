@@ -1,18 +1,24 @@
-"""The composition root of one peer: puts the parts together, and takes them apart in order.
+"""One peer: puts directory, transport, driver and both ports together, and takes them down again.
 
-Start: data directory, both ports bound (a used one is found before anything is founded), peer port
-served, client port served (NOT_SERVING), driver. Stop: NOT_SERVING, leadership handed over, streams
-ended with their cursor, calls in flight finished, driver, peer port, log closed.
+Start: directory, ports (a used one is found before anything is founded), driver; then one line
+READY. The client port answers from the first moment on, UNAVAILABLE until the log runs.
+
+End by SIGTERM or SIGINT: health says NOT_SERVING, leadership is handed over, streams end with their
+cursors, calls in flight finish, the log is closed; exit code 0. What a peer can't go on after ends
+it with one line on stderr: exit code 2 for a wrong configuration, 1 for everything else.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import gc
 import signal
+import socket
 import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import grpc
 import structlog
@@ -20,122 +26,230 @@ from gaia.raft.v1 import raft_pb2
 from grpc_health.v1 import health_pb2_grpc
 
 from gaia_grpc import __version__
-from gaia_grpc.config import PeerConfig
-from gaia_grpc.errors import GaiaError
+from gaia_grpc.config import PeerConfig, split_address
+from gaia_grpc.errors import ConfigError, GaiaError, InvalidArgumentError, StartupError
 from gaia_grpc.logs import configure_logs
 from gaia_grpc.node.driver import NodeDriver
+from gaia_grpc.raft.effects import RoleName
 from gaia_grpc.raft.types import NodeId
 from gaia_grpc.services.client_port import HEALTH_NAME, ClientPort, bind
+from gaia_grpc.services.cluster import furthest_voter
+from gaia_grpc.services.drain import Drain
 from gaia_grpc.services.health import HealthService
+from gaia_grpc.services.interceptor import CallInterceptor
+from gaia_grpc.services.leader_hint import LeaderHint
 from gaia_grpc.services.reflection import add_reflection
+from gaia_grpc.state.settings import Settings
 from gaia_grpc.storage.directory import DataDirectory
 from gaia_grpc.transport.grpc_transport import GrpcTransport
-from gaia_grpc.transport.options import TransportOptions
-from gaia_grpc.transport.options import server_arguments as peer_server_arguments
+from gaia_grpc.transport.options import TransportOptions, server_arguments
 
-RAFT_SERVICE = raft_pb2.DESCRIPTOR.services_by_name["RaftService"].full_name
-PEER_PORT_GRACE_S = 0.5
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+HANDOVER_TIMEOUT_S = 1.0
+PEER_PORT_GRACE_S = 0.2
+RAFT_NAME = raft_pb2.DESCRIPTOR.services_by_name["RaftService"].full_name
 
-log = structlog.get_logger("gaia.server")
-
-
-class PeerServer:
-    """One peer from `start` to `stop`. Its parts are public for tests only."""
-
-    def __init__(self, config: PeerConfig, directory: DataDirectory) -> None:
-        self.config = config
-        self.directory = directory
-        options = TransportOptions(
-            vote_timeout_ms=config.consensus.election_timeout_min_ms,
-            max_message_size_bytes=config.limits.peer_max_message_size_bytes,
-            max_queue_frames=config.limits.peer_queue_frames,
-        )
-        self.transport = GrpcTransport(
-            NodeId(config.node_id),
-            {NodeId(name): address for name, address in config.peers},
-            options,
-        )
-        self.driver = NodeDriver(config, directory, self.transport)
-        self.client_port = ClientPort(self.driver, config)
-        self._peer_health = HealthService(self.driver, (RAFT_SERVICE, HEALTH_NAME))
-        self._peer_server = grpc.aio.server(options=peer_server_arguments(options))
-        self.transport.add_to_server(self._peer_server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._peer_health, self._peer_server)
-        add_reflection(self._peer_server, (RAFT_SERVICE, HEALTH_NAME))
-
-    async def start(self) -> None:
-        """Returns when the peer takes part; founding waits for the other peers.
-
-        Raises `StartupError` or `StorageError`.
-        """
-        bind(self._peer_server, self.config.peer_listen, "peer address")
-        self.client_port.bind()
-        await self._peer_server.start()
-        self._peer_health.start()
-        await self.client_port.start()
-        await self.driver.start()
-        log.info(
-            "READY",
-            node=self.config.node_id,
-            clients=self.config.listen,
-            peers=self.config.peer_listen,
-            version=__version__,
-        )
-
-    async def stop(self) -> None:
-        """Drains and closes everything; also after a start that failed half way."""
-        self.client_port.health.drain()
-        self._peer_health.drain()
-        await self.driver.hand_over()
-        await self.client_port.stop()
-        await self.driver.stop()
-        await self._peer_health.close()
-        await self._peer_server.stop(PEER_PORT_GRACE_S)
-        self.directory.close()
-
-
-async def serve(config: PeerConfig) -> int:
-    """Runs a peer until SIGTERM or SIGINT (0) or until it can't go on (1)."""
-    directory = DataDirectory.open(Path(config.data_dir), NodeId(config.node_id))
-    server = PeerServer(config, directory)
-    loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    signalled = asyncio.ensure_future(stopping.wait())
-    starting = asyncio.ensure_future(server.start())
-    failed = server.driver.failed
-    try:
-        await asyncio.wait((signalled, starting), return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            starting.result()
-            waiting: tuple[asyncio.Future[Any], ...] = (signalled, failed)
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        if failed.done():
-            raise failed.result()
-        log.info("STOPPING", node=config.node_id)
-    finally:
-        for task in (signalled, starting):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, GaiaError):
-                await task
-        await server.stop()
-    log.info("STOPPED", node=config.node_id)
-    return 0
+log = structlog.get_logger("server")
 
 
 def run(config: PeerConfig) -> int:
-    """Runs a peer in this process; the exit code. Errors are one line on stderr."""
+    """Runs one peer until it is told to stop; returns the exit code of the process."""
     configure_logs(config.log_level, config.log_format)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(serve(config))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     try:
         import uvloop
-    except ImportError:  # an optional extra: the standard loop does the same, more slowly
-        runner = asyncio.Runner()
-    else:
-        runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+async def serve(config: PeerConfig) -> int:
+    """Runs one peer on the running loop; SIGTERM and SIGINT end it."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
     try:
-        with runner:
-            return runner.run(serve(config))
+        await PeerServer(config).run(stop)
+    except ConfigError as error:
+        return _complain(error.message, EXIT_USAGE)
     except GaiaError as error:
-        print(f"error: {error.message}", file=sys.stderr, flush=True)  # noqa: T201 - the one line
-        return 1
+        return _complain(error.message, EXIT_FAILURE)
+    except Exception as error:
+        log.error("peer failed", exc_info=error)
+        return _complain(f"internal error ({type(error).__name__}), see the log", EXIT_FAILURE)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+    return 0
+
+
+def _complain(message: str, exit_code: int) -> int:
+    """One line on stderr, whatever is in the message."""
+    line = "".join(character if character.isprintable() else " " for character in message)
+    sys.stderr.write(f"error: {line}\n")
+    sys.stderr.flush()
+    return exit_code
+
+
+class PeerServer:
+    """One peer from its start to its end; see the module."""
+
+    def __init__(self, config: PeerConfig) -> None:
+        check_settings(config)
+        # Others are told this address, so it must be known before anyone asks.
+        self.config = replace(config, listen=with_port(config.listen))
+        self.ready = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serves until `stop` is set; raises where the peer can't start or go on."""
+        config = self.config
+        async with AsyncExitStack() as stack:
+            directory = DataDirectory.open(Path(config.data_dir), NodeId(config.node_id))
+            stack.callback(directory.close)
+            transport = make_transport(config)
+            driver = NodeDriver(config, directory, transport)
+            peer_port = PeerPort(driver, transport, config)
+            stack.push_async_callback(peer_port.stop)
+            stack.push_async_callback(driver.stop)
+            client_port = ClientPort(driver, config)
+            peer_port.bind()
+            client_port.bind()
+            await peer_port.start()
+            await client_port.start()
+            stack.push_async_callback(client_port.stop)
+            await self._run_driver(driver, stop)
+            client_port.health.drain()
+            peer_port.health.drain()
+            await hand_over(driver)
+        log.info("stopped", node=config.node_id)
+
+    async def _run_driver(self, driver: NodeDriver, stop: asyncio.Event) -> None:
+        """Returns when the peer is to stop; raises what it can't start or go on with."""
+        stopping = asyncio.ensure_future(stop.wait())
+        starting = asyncio.ensure_future(driver.start())
+        try:
+            await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                return
+            starting.result()
+            self._report_ready(driver)
+            await asyncio.wait((driver.failed, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if driver.failed.done():
+                raise driver.failed.result()
+        finally:
+            for task in (stopping, starting):
+                task.cancel()
+            await asyncio.wait((stopping, starting))
+
+    def _report_ready(self, driver: NodeDriver) -> None:
+        status = driver.status()
+        log.info(
+            "READY",
+            node=status.node_id,
+            client=self.config.listen,
+            peer=self.config.peer_listen,
+            cluster=status.cluster_id,
+            applied_index=status.applied_index,
+            version=__version__,
+        )
+        # What was loaded stays: a full collection over it would hold up the loop.
+        gc.collect()
+        gc.freeze()
+        self.ready.set()
+
+
+class PeerPort:
+    """The port for other peers: RaftService, health and reflection."""
+
+    def __init__(self, driver: NodeDriver, transport: GrpcTransport, config: PeerConfig) -> None:
+        self.health = HealthService(driver, (RAFT_NAME, HEALTH_NAME))
+        self._drain = Drain()
+        self._config = config
+        interceptor = CallInterceptor(
+            leader_address=LeaderHint(driver),
+            drain=self._drain,
+            limits=config.limits,
+            consensus=config.consensus,
+            # Its servicer has its own errors and deadlines, and every microsecond counts.
+            bypass_prefix=f"/{RAFT_NAME}/",
+        )
+        self._server = grpc.aio.server(
+            interceptors=(interceptor,), options=server_arguments(transport_options(config))
+        )
+        transport.add_to_server(self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+        add_reflection(self._server, (RAFT_NAME, HEALTH_NAME))
+
+    def bind(self) -> None:
+        """Takes the port."""
+        bind(self._server, self._config.peer_listen, "peer address")
+
+    async def start(self) -> None:
+        """Begins to serve."""
+        self.health.start()
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Ends what is left."""
+        self._drain.begin()
+        await self.health.close()
+        await self._server.stop(PEER_PORT_GRACE_S)
+
+
+async def hand_over(driver: NodeDriver) -> None:
+    """Lets another peer lead before this one's clients are sent away."""
+    status = driver.status()
+    if status.role is not RoleName.LEADER or len(status.members) < 2:
+        return
+    try:
+        target = furthest_voter(status)
+        await driver.transfer_leadership(target, timeout_s=HANDOVER_TIMEOUT_S)
+        log.info("leadership handed over", to=target)
+    except GaiaError as error:
+        log.warning("leadership not handed over", reason=error.message)
+
+
+def transport_options(config: PeerConfig) -> TransportOptions:
+    """The transport's parameters as far as the configuration names them."""
+    return TransportOptions(
+        vote_timeout_ms=config.consensus.election_timeout_min_ms,
+        max_message_size_bytes=config.limits.peer_max_message_size_bytes,
+        max_queue_frames=config.limits.peer_queue_frames,
+        max_forwards_in_flight=config.consensus.max_pending_proposals,
+    )
+
+
+def make_transport(config: PeerConfig) -> GrpcTransport:
+    """The way to the other peers."""
+    addresses = {NodeId(node_id): address for node_id, address in config.peers}
+    return GrpcTransport(NodeId(config.node_id), addresses, transport_options(config))
+
+
+def check_settings(config: PeerConfig) -> None:
+    """Raises `ConfigError` for a `--set` that no peer would accept."""
+    try:
+        Settings().changed(config.settings, version=0)
+    except InvalidArgumentError as error:
+        raise ConfigError(f"--set {error.message}") from error
+
+
+def with_port(address: str) -> str:
+    """The address with a free port in the place of port 0. Raises `StartupError`."""
+    host, port = split_address(address)
+    if port != 0:
+        return address
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.bind((host, 0))
+            port = probe.getsockname()[1]
+    except OSError as error:
+        raise StartupError(f"{address} can't be bound: {error.strerror}") from error
+    return f"{address.rpartition(':')[0]}:{port}"
