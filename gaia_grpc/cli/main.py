@@ -95,6 +95,8 @@ def _explain(error: BaseException) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    line = " ".join(message.split())
-    print(f"error: {line}", file=sys.stderr)
+    """One line: of a longer message its first and its last, which names the cause."""
+    lines = [" ".join(line.split()) for line in message.splitlines() if line.strip()]
+    text = lines[0] if len(lines) == 1 else f"{lines[0]}: {lines[-1]}" if lines else "failed"
+    print(f"error: {text}", file=sys.stderr)
     return code

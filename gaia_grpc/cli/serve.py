@@ -45,8 +45,8 @@ def serve(
     log_format: Annotated[str | None, typer.Option("--log-format", help="text or json.")] = None,
 ) -> int:
     """Run one peer in this process until SIGTERM or Ctrl-C."""
-    from gaia_grpc import server
     from gaia_grpc.config import load_peer_config
+    from gaia_grpc.server import run
 
     config = load_peer_config(
         {
@@ -63,4 +63,4 @@ def serve(
         },
         config_file=config_file,
     )
-    return server.run(config)
+    return run(config)

@@ -85,7 +85,7 @@ async def failover(bed: Bed) -> list[Figure]:
         await bed.client.tasks.enqueue("bench.failover", timeout=CALL_TIMEOUT_S)
         durations.append(time.perf_counter() - begin_s)
         await bed.cluster.aio.restart(leader)
-        await bed.cluster.aio.wait_applied_equal()
+        await bed.cluster.aio.wait_applied_equal(CALL_TIMEOUT_S)
     return [
         Figure(
             "a write acknowledged after kill -9 of the leader, p99",
