@@ -109,7 +109,8 @@ class Replayer:
                 await asyncio.sleep(due_s - loop.time())
             batches: list[metrics_pb2.MetricBatch] = []
             while place < len(slices) and len(batches) < MAX_BATCHES_PER_CALL:
-                if begin_s + self._wall_s(slices[place]) > loop.time():
+                # The first one has been waited for: a timer may fire a moment early.
+                if batches and begin_s + self._wall_s(slices[place]) > loop.time():
                     break
                 batches += self._batches(slices[place])
                 self.counts.at_ms = slices[place].at_ms
