@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gaia.cluster.v1 import cluster_pb2
 from gaia.command.v1 import command_pb2, query_pb2
 from gaia.session.v1 import session_pb2
 from gaia.task.v1 import task_pb2
@@ -11,8 +12,14 @@ from gaia.task.v1 import task_pb2
 from gaia_grpc.raft.types import EntryKind
 from gaia_grpc.state.machine import StateMachine
 from gaia_grpc.state.stamp import stamp
+from gaia_grpc.state.tasks import TaskTable
 
 START_MS = 1_700_000_000_000
+
+
+def command(**fields: Any) -> command_pb2.Command:
+    """A Command by its fields, with nested messages as dictionaries."""
+    return command_pb2.Command(**fields)
 
 
 class Log:
@@ -25,7 +32,9 @@ class Log:
         if found:
             body = command_pb2.FoundCluster(
                 cluster_id="c-test",
-                settings=[{"name": name, "value": value} for name, value in settings],
+                settings=[
+                    cluster_pb2.SettingChange(name=name, value=value) for name, value in settings
+                ],
             )
             result = self.apply(command_pb2.Command(found_cluster=body))
             assert result.WhichOneof("body") == "settings", result
@@ -75,6 +84,10 @@ class Log:
         data = query_pb2.Query(**query).SerializeToString()
         return query_pb2.QueryResult.FromString(self.machine.query(data, self.now_ms))
 
+    def tasks(self) -> TaskTable:
+        """The table of the tasks, for tests of what no query shows."""
+        return next(table for table in self.machine._tables if isinstance(table, TaskTable))
+
     # --- shorthand
 
     def register(self, name: str, specialty: str = "general", capacity: int = 1) -> str:
@@ -120,13 +133,13 @@ class Log:
         """What became of a wait."""
         return self.ask(claim_wait={"waiter_id": waiter_id}).claim_wait
 
-    def complete(self, task: task_pb2.Task, session_id: str = "", result: bytes = b"") -> Any:
+    def complete(
+        self, task: task_pb2.Task, session_id: str = "", result: bytes = b""
+    ) -> command_pb2.CompletionResult:
         """Completes one task; returns the outcome."""
-        completion = {
-            "task_id": task.task_id,
-            "claim_token": task.claim_token,
-            "result": result,
-        }
+        completion = task_pb2.Completion(
+            task_id=task.task_id, claim_token=task.claim_token, result=result
+        )
         body = command_pb2.CompleteTasks(
             session_id=session_id or task.claimed_by, completions=[completion]
         )
