@@ -382,6 +382,8 @@ class Simulation:
             if not peer.is_up:
                 peer.start()
         self._converge(list(self.peers.values()))
+        self._one_link_down()
+        self._converge(list(self.peers.values()))
         for where, command in self.acknowledged.items():
             for peer in self.peers.values():
                 applied = peer.applied[where.index - 1]
@@ -391,6 +393,24 @@ class Simulation:
                 )
         self.counts["acknowledged"] = len(self.acknowledged)
         self.counts["committed"] = len(self.checker.committed)
+
+    def _one_link_down(self) -> None:
+        """With one link cut, there is a leader that stays and commits (faults B14)."""
+        one, other = self.random.sample(list(self.peers), 2)
+        self.network.cut(one, other)
+        self.network.cut(other, one)
+        ticks = 3 * self.peers[one].config.election_ticks_max
+        for _ in range(ticks):
+            self._turn()
+        before, committed = self.counts["leaders"], len(self.checker.committed)
+        for _ in range(ticks):
+            for peer in self.peers.values():
+                if peer.node.is_ready_leader:
+                    self._propose(peer, 1)
+            self._turn()
+        require(len(self.checker.committed) > committed, f"no progress with {one}-{other} cut")
+        require(self.counts["leaders"] <= before + 1, f"no stable leader with {one}-{other} cut")
+        self.network.heal()
 
     def _converge(self, peers: list[Peer]) -> None:
         """Until a new command, and with it everything before it, is applied by all of them."""

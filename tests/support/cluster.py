@@ -13,7 +13,6 @@ from gaia_grpc.raft.effects import Effects, ReadGrant, ReadId, RoleChange, RoleN
 from gaia_grpc.raft.messages import Envelope
 from gaia_grpc.raft.node import RaftNode
 from gaia_grpc.raft.types import (
-    NO_NODE,
     Entry,
     EntryKind,
     HardState,
@@ -252,6 +251,3 @@ class Cluster:
             if peer.is_up and peer.node.is_ready_leader:
                 return peer
         return None
-
-
-__all__ = ["NO_NODE", "Cluster", "Peer", "config", "entry", "log_of", "longest", "restored"]

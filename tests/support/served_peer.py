@@ -49,7 +49,7 @@ class ServedPeer:
         self.metrics = metrics_pb2_grpc.MetricsServiceStub(channel)
         self.alerts = alert_pb2_grpc.AlertServiceStub(channel)
         self.cluster = cluster_pb2_grpc.ClusterServiceStub(channel)
-        self.health = health_pb2_grpc.HealthStub(channel)
+        self.health: Any = health_pb2_grpc.HealthStub(channel)  # its type stub has no methods
 
     @property
     def address(self) -> str:
