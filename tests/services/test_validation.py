@@ -1,0 +1,256 @@
+"""Every rule finds what it is for, all at once, by the path of the proto."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import pytest
+from gaia.alert.v1 import alert_pb2
+from gaia.cluster.v1 import cluster_pb2
+from gaia.metrics.v1 import metrics_pb2
+from gaia.session.v1 import session_pb2
+from gaia.task.v1 import task_pb2
+from google.protobuf import message_factory
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+
+from gaia_grpc.config import LimitsConfig
+from gaia_grpc.errors import InvalidArgumentError
+from gaia_grpc.services.registry import NOT_SERVED, SERVICES
+from gaia_grpc.services.request_rules import build_validator
+from gaia_grpc.services.validation import Validator, is_id, required_id, text
+from tests.support.served_peer import TIMEOUT_S, ServedPeer, failure_of
+
+LIMITS = LimitsConfig(
+    max_payload_size_bytes=10,
+    max_batch_items=3,
+    max_metrics_per_batch=2,
+    max_page_size=50,
+    default_page_size=50,
+)
+VALIDATOR = build_validator(LIMITS)
+
+GOOD_BATCH: dict[str, Any] = {
+    "source_id": "app",
+    "source_epoch": 1,
+    "sequence": 1,
+    "student_id": "ada",
+    "app_name": "math",
+    "metrics": [metrics_pb2.Metric(metric_type="t")],
+}
+CLAIM: dict[str, Any] = {"task_id": "t", "claim_token": 1, "session_id": "s"}
+LONG = "x" * 129
+
+BAD: list[tuple[Message, list[str]]] = [
+    (session_pb2.RegisterSessionRequest(), ["name"]),
+    (session_pb2.RegisterSessionRequest(name="x\ny"), ["name"]),
+    (session_pb2.RegisterSessionRequest(name="x\u2028y"), ["name"]),
+    (session_pb2.RegisterSessionRequest(name=LONG, specialty="no id"), ["name", "specialty"]),
+    (
+        session_pb2.RegisterSessionRequest(name="n", max_concurrent_tasks=1_001),
+        ["max_concurrent_tasks"],
+    ),
+    (session_pb2.RegisterSessionRequest(name="n", max_concurrent_tasks=-1), ["max_conc"]),
+    (
+        session_pb2.RegisterSessionRequest(name="n", tier=session_pb2.Tier.ValueType(9)),
+        ["tier"],
+    ),
+    (session_pb2.RegisterSessionRequest(name="n", request_id="?"), ["request_id"]),
+    (
+        session_pb2.RegisterSessionRequest(
+            name="n", labels=[session_pb2.Label(key="a"), session_pb2.Label(key="a")]
+        ),
+        ["labels[1].key"],
+    ),
+    (session_pb2.HeartbeatRequest(incarnation=-1), ["session_id", "incarnation"]),
+    (session_pb2.DeregisterSessionRequest(session_id="ä"), ["session_id"]),
+    (session_pb2.GetSessionRequest(session_id="s", consistency=9), ["consistency"]),  # type: ignore[arg-type]  # a number that the contract does not know
+    (session_pb2.ListSessionsRequest(page_size=51), ["page_size"]),
+    (session_pb2.ListSessionsRequest(page_size=-1, page_token="t" * 1_025), ["page_s", "page_t"]),
+    (session_pb2.ScoreSessionsRequest(affinity="a b"), ["affinity"]),
+    (task_pb2.EnqueueTaskRequest(), ["task_type"]),
+    (task_pb2.EnqueueTaskRequest(task_type="t", payload=b"x" * 11), ["payload"]),
+    (task_pb2.EnqueueTaskRequest(task_type="t", priority=1_001), ["priority"]),
+    (task_pb2.EnqueueTaskRequest(task_type="t", max_retries=-1), ["max_retries"]),
+    (task_pb2.EnqueueTaskRequest(task_type="t", delay=Duration(seconds=-1)), ["delay"]),
+    (task_pb2.EnqueueTaskRequest(task_type="t", delay=Duration(nanos=-1)), ["delay"]),
+    (task_pb2.EnqueueTaskRequest(task_type="t", deadline=Duration(seconds=10**12)), ["deadline"]),
+    (task_pb2.EnqueueTaskRequest(task_type="t", depends_on=["a", "?"]), ["depends_on"]),
+    (task_pb2.EnqueueTaskRequest(task_type="t", depends_on=["a"] * 65), ["depends_on"]),
+    (task_pb2.EnqueueTaskRequest(task_type="t", idempotency_key="k" * 257), ["idempotency_key"]),
+    (task_pb2.BatchEnqueueTasksRequest(), ["tasks"]),
+    (task_pb2.BatchEnqueueTasksRequest(tasks=[task_pb2.NewTask(task_type="t")] * 4), ["tasks"]),
+    (
+        task_pb2.BatchEnqueueTasksRequest(
+            tasks=[task_pb2.NewTask(task_type="t"), task_pb2.NewTask(priority=-1_001)]
+        ),
+        ["tasks[1].task_type", "tasks[1].priority"],
+    ),
+    (task_pb2.ClaimTasksRequest(max_tasks=4), ["session_id", "max_tasks"]),
+    (task_pb2.ClaimTasksRequest(session_id="s", wait=Duration(seconds=61)), ["wait"]),
+    (task_pb2.ClaimTasksRequest(session_id="s", task_types=[""]), ["task_types"]),
+    (task_pb2.ExtendClaimRequest(**CLAIM, progress=1.5), ["progress"]),
+    (task_pb2.ExtendClaimRequest(**CLAIM, progress=float("nan")), ["progress"]),
+    (task_pb2.CompleteTaskRequest(task_id="t", session_id="s"), ["claim_token"]),
+    (task_pb2.BatchCompleteTasksRequest(session_id="s"), ["completions"]),
+    (
+        task_pb2.BatchCompleteTasksRequest(
+            session_id="s", completions=[task_pb2.Completion(task_id="t")]
+        ),
+        ["completions[0].claim_token"],
+    ),
+    (task_pb2.FailTaskRequest(**CLAIM, error="e" * 4_097), ["error"]),
+    (task_pb2.FailTaskRequest(**CLAIM, error="\x1b[2J"), ["error"]),
+    (task_pb2.ReleaseTaskRequest(), ["task_id", "claim_token", "session_id"]),
+    (task_pb2.CancelTaskRequest(), ["task_id"]),
+    (task_pb2.RequeueTaskRequest(), ["task_id"]),
+    (task_pb2.GetTaskRequest(), ["task_id"]),
+    (task_pb2.ListTasksRequest(state=task_pb2.TaskState.ValueType(99)), ["state"]),
+    (task_pb2.GetQueueStatsRequest(consistency=9), ["consistency"]),  # type: ignore[arg-type]  # as above
+    (metrics_pb2.PublishMetricsRequest(), ["batches"]),
+    (
+        metrics_pb2.PublishMetricsRequest(
+            batches=[
+                metrics_pb2.MetricBatch(
+                    **{**GOOD_BATCH, "sequence": 0, "source_epoch": -1, "sent_at_ms": -1}
+                )
+            ]
+        ),
+        ["batches[0].source_epoch", "batches[0].sequence", "batches[0].sent_at_ms"],
+    ),
+    (
+        metrics_pb2.PublishMetricsRequest(
+            batches=[
+                metrics_pb2.MetricBatch(**{**GOOD_BATCH, "metrics": [metrics_pb2.Metric()] * 3})
+            ]
+        ),
+        ["batches[0].metrics"],
+    ),
+    (
+        metrics_pb2.StreamMetricsRequest(),
+        [
+            "batch.source_id",
+            "batch.source_epoch",
+            "batch.sequence",
+            "batch.student_id",
+            "batch.app_name",
+            "batch.metrics",
+        ],
+    ),
+    (metrics_pb2.GetAggregateRequest(at_ms=-1), ["student_id", "app_name", "at_ms"]),
+    (metrics_pb2.ListAggregatesRequest(), ["classroom_id"]),
+    (metrics_pb2.WatchClassroomRequest(classroom_id="c", interval_ms=99), ["interval_ms"]),
+    (metrics_pb2.WatchClassroomRequest(classroom_id="c", interval_ms=60_001), ["interval_ms"]),
+    (
+        alert_pb2.SubscribeAlertsRequest(
+            filter=alert_pb2.AlertFilter(student_id="?"), after_sequence=-1
+        ),
+        ["filter.student_id", "after_sequence"],
+    ),
+    (alert_pb2.ListAlertsRequest(state=alert_pb2.AlertState.ValueType(77)), ["state"]),
+    (alert_pb2.AcknowledgeAlertRequest(), ["alert_id", "teacher_id"]),
+    (
+        alert_pb2.ResolveAlertRequest(alert_id="a", teacher_id="t", note="n" * 4_097),
+        ["note"],
+    ),
+    (cluster_pb2.GetStatusRequest(at_index=-1), ["at_index"]),
+    (cluster_pb2.WatchStatusRequest(interval_ms=1), ["interval_ms"]),
+    (cluster_pb2.ListLogEntriesRequest(page_size=10_001), ["page_size"]),
+    (cluster_pb2.UpdateSettingsRequest(), ["changes"]),
+    (
+        cluster_pb2.UpdateSettingsRequest(
+            changes=[cluster_pb2.SettingChange(name="a.b", value="1")] * 2
+        ),
+        ["changes[1].name"],
+    ),
+    (cluster_pb2.TransferLeadershipRequest(node_id="?"), ["node_id"]),
+]
+
+
+@pytest.mark.parametrize(("request_message", "fields"), BAD, ids=lambda value: type(value).__name__)
+def test_what_is_wrong_is_found(request_message: Message, fields: list[str]) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        VALIDATOR.check(request_message)
+    found = [violation.field for violation in caught.value.violations]
+    assert len(found) == len(fields)
+    for field, expected in zip(found, fields, strict=True):
+        assert field.startswith(expected)
+    assert all(violation.description for violation in caught.value.violations)
+    assert caught.value.message.startswith(found[0])
+
+
+GOOD: list[Message] = [
+    session_pb2.RegisterSessionRequest(name="Émile Zola"),
+    session_pb2.RegisterSessionRequest(name="n" * 128, specialty="math:algebra-1.2_x"),
+    task_pb2.EnqueueTaskRequest(task_type="t", payload=b"x" * 10, priority=-1_000),
+    task_pb2.EnqueueTaskRequest(task_type="t", idempotency_key="Homework 4/2 (ä)"),
+    task_pb2.FailTaskRequest(**CLAIM, error="Traceback\n\tline"),
+    task_pb2.ClaimTasksRequest(session_id="s", max_tasks=3, wait=Duration(seconds=60)),
+    metrics_pb2.StreamMetricsRequest(batch=metrics_pb2.MetricBatch(**GOOD_BATCH)),
+    alert_pb2.SubscribeAlertsRequest(),
+    alert_pb2.SubscribeAlertsRequest(progress_interval_ms=100),
+    cluster_pb2.GetStatusRequest(),
+]
+
+
+@pytest.mark.parametrize("request_message", GOOD, ids=lambda value: type(value).__name__)
+def test_what_is_right_passes(request_message: Message) -> None:
+    VALIDATOR.check(request_message)
+
+
+def test_every_served_request_has_rules() -> None:
+    for service in SERVICES.values():
+        for method in service.methods:
+            request = message_factory.GetMessageClass(method.input_type)
+            if f"/{service.full_name}/{method.name}" not in NOT_SERVED:
+                assert request in VALIDATOR._table, method.full_name
+
+
+def test_every_rule_names_a_field_of_its_message() -> None:
+    for message, rules in VALIDATOR._table.items():
+        known = {field.name for field in message.DESCRIPTOR.fields}
+        assert set(rules) <= known, message
+
+
+def test_the_number_of_violations_is_bounded() -> None:
+    validator = build_validator(LimitsConfig(max_batch_items=5_000))
+    request = task_pb2.BatchEnqueueTasksRequest(tasks=[task_pb2.NewTask()] * 5_000)
+    with pytest.raises(InvalidArgumentError) as caught:
+        validator.check(request)
+    assert len(caught.value.violations) == 1_000
+
+
+def test_text_may_have_a_least_length() -> None:
+    assert text(5, least=2)("a") == "must have at least 2 characters"
+
+
+@pytest.mark.parametrize("value", ["a", "A-1.b_c:d", "x" * 128])
+def test_ids(value: str) -> None:
+    assert is_id(value)
+
+
+@pytest.mark.parametrize("value", ["", "a b", "a\n", "ä", "a/b", "x" * 129])
+def test_no_ids(value: str) -> None:
+    assert not is_id(value)
+    assert required_id(value)
+
+
+def test_a_type_without_rules_is_a_bug() -> None:
+    with pytest.raises(KeyError):
+        Validator({}).check(task_pb2.GetTaskRequest())
+
+
+async def test_all_violations_reach_the_client(peer: ServedPeer) -> None:
+    request = task_pb2.BatchEnqueueTasksRequest(
+        tasks=[task_pb2.NewTask(), task_pb2.NewTask(task_type="t", priority=5_000)]
+    )
+    failure = await failure_of(peer.tasks.BatchEnqueueTasks(request, timeout=TIMEOUT_S))
+    assert failure.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert failure.reason == "INVALID_ARGUMENT"
+    assert failure.violations == {
+        "tasks[0].task_type": "is required",
+        "tasks[1].priority": "must be -1000 to 1000, is 5000",
+    }
+    assert failure.message == "tasks[0].task_type is required (and 1 more)"
+    assert peer.node.commands == []
