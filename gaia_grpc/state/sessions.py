@@ -119,6 +119,8 @@ class SessionTable:
             session.last_heartbeat_ms = self._context.now_ms
             if session.health == DEGRADED:
                 self._set_health(session, HEALTHY)
+            # A timer that were left to fire would make a log entry of its own for each session.
+            self._set_timer(session)
             outcomes.append(command_pb2.HeartbeatOutcome(session=session.message()))
         results = command_pb2.HeartbeatResults(outcomes=outcomes)
         return command_pb2.CommandResult(heartbeats=results)
@@ -193,7 +195,6 @@ class SessionTable:
     def _health_due(self, key: int | str) -> None:
         session = self._sessions[int(key)]
         del self._timers[session.number]
-        # Heartbeats do not move the timer: what is due is decided here, by the last of them.
         if self._due_ms(session) <= self._context.now_ms:
             if session.health == FAILED:
                 self._remove(session)

@@ -62,6 +62,10 @@ class Log:
         assert result.WhichOneof("body") == "refusal", result
         return result.refusal
 
+    def apply_fields(self, **fields: Any) -> command_pb2.CommandResult:
+        """Applies a Command by its fields, whatever comes of it."""
+        return self.apply(command(**fields))
+
     def advance(self, milliseconds: int) -> None:
         """Lets log time pass as the driver does: an AdvanceTime for whatever is due on the way."""
         end_ms = self.now_ms + milliseconds
