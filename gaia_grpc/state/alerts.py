@@ -148,9 +148,8 @@ class AlertsTable:
 
     def _on_timer(self, number: int | str) -> None:
         episode = self._episodes.by_number(int(number))
-        if episode is not None:
-            episode.timer = None
-            self._look_again(episode, self._context.now_ms)
+        episode.timer = None
+        self._look_again(episode, self._context.now_ms)
 
     def _look_again(self, episode: Episode, now_ms: int) -> None:
         if not episode.is_open:
@@ -284,11 +283,8 @@ class AlertsTable:
         """A teacher closes it; the quiet time begins."""
         record = self._open_record(body.alert_id, body.teacher_id)
         episode = self._episodes.by_number(record.number)
-        if episode is None:  # an open alert has one
-            raise not_found("alert", body.alert_id)
-        self._close(
-            episode, self._clock_ms(episode.key[0]), teacher_id=body.teacher_id, note=body.note
-        )
+        at_ms = self._clock_ms(episode.key[0])
+        self._close(episode, at_ms, teacher_id=body.teacher_id, note=body.note)
         self._schedule_next(episode)
         return command_pb2.CommandResult(alert=record.message())
 

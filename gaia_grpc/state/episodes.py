@@ -70,16 +70,13 @@ class Episodes:
         self._by_number: dict[int, Episode] = {}
         self._due: dict[str, list[tuple[int, int]]] = {}
 
-    def __len__(self) -> int:
-        return len(self._by_key)
-
     def get(self, key: EpisodeKey) -> Episode | None:
         """The episode of a key, open or in its quiet time."""
         return self._by_key.get(key)
 
-    def by_number(self, number: int) -> Episode | None:
-        """The episode of an alert."""
-        return self._by_number.get(number)
+    def by_number(self, number: int) -> Episode:
+        """The episode of an alert that is open or in its quiet time."""
+        return self._by_number[number]
 
     def add(self, episode: Episode) -> None:
         """A new one; there must be none of its key."""

@@ -25,6 +25,7 @@ WINDOW_IDLE_MS: Final = 900_000
 """A live window is forgotten after this long without a batch; it is long empty by then."""
 TIMELINE_IDLE_MS: Final = 3_600_000
 EVICTED_AT_ONCE: Final = 64
+TIMELINES_EVICTED_AT_ONCE: Final = 4
 
 Key: TypeAlias = tuple[str, str]
 """(student_id, app_name)."""
@@ -153,9 +154,9 @@ class Timelines:
         return evicted
 
     def evict_idle_timelines(self, now_ms: int) -> list[Timeline]:
-        """Forgets the timelines that had no batch for an hour; returns them."""
+        """Forgets up to 4 timelines that had no batch for an hour, the longest idle first."""
         evicted: list[Timeline] = []
-        while self._due and self._due[0][0] <= now_ms:
+        while len(evicted) < TIMELINES_EVICTED_AT_ONCE and self._due and self._due[0][0] <= now_ms:
             _, timeline_id = heapq.heappop(self._due)
             timeline = self._timelines[timeline_id]
             due_ms = timeline.touched_ms + TIMELINE_IDLE_MS

@@ -242,6 +242,31 @@ def test_a_timeline_is_forgotten_after_an_hour_without_a_batch() -> None:
     assert not lesson.windows(timeline_id="t")
 
 
+def test_many_idle_timelines_are_forgotten_a_few_at_a_time() -> None:
+    """So that no one batch pays for all of them; the longest idle go first."""
+    lesson = Lesson()
+    names = [f"t{number}" for number in range(6)]
+    for name in reversed(names):
+        lesson.publish([("a", 1, 5)], timeline_id=name, sent_at_ms=5)
+        lesson.advance(1)
+    lesson.advance(timelines.TIMELINE_IDLE_MS)
+    lesson.publish([("a", 1, lesson.now_ms)])
+    assert [name for name in names if lesson.windows(timeline_id=name)] == ["t0", "t1"]
+    lesson.publish([("a", 1, lesson.now_ms)])
+    assert [name for name in names if lesson.windows(timeline_id=name)] == []
+
+
+def test_idle_windows_are_forgotten_a_few_at_a_time() -> None:
+    lesson = Lesson()
+    for number in range(timelines.EVICTED_AT_ONCE + 2):
+        lesson.publish([("a", 1, 0)], student=f"s{number}")
+    lesson.advance(timelines.WINDOW_IDLE_MS)
+    lesson.publish([("a", 1, 0)], student="ana")
+    assert len(lesson.windows()) == 3
+    lesson.publish([("a", 1, 0)], student="ana")
+    assert len(lesson.windows()) == 1
+
+
 # --- batches --------------------------------------------------------------------------------------
 
 
