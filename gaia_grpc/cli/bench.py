@@ -48,7 +48,14 @@ def bench(
             )
             for each in report.figures
         ),
-        "nothing was measured",
+        "no figures",
     )
+    if report.profile:
+        print()
+        print_table(
+            ("WHERE THE LEADER'S TIME GOES", "SHARE"),
+            ((part, f"{share:.0%}") for part, share in report.profile),
+            "",
+        )
     print(f"report: {page}, {data}")
     return 0

@@ -52,7 +52,8 @@ class Report:
     machine: str
     started: str
     figures: list[Figure] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    profile: list[tuple[str, float]] = field(default_factory=list)
+    """(part of the program, share of the leader's busy time), largest first."""
     seconds: float = 0.0
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -16,6 +18,7 @@ from gaia_grpc.cli.benchmarks import coordination, queue, stream
 from gaia_grpc.cli.benchmarks.bed import Bed, make_bed
 from gaia_grpc.cli.benchmarks.echo import measure_echo
 from gaia_grpc.cli.benchmarks.figures import Figure, Report, quantile
+from gaia_grpc.cli.benchmarks.profile import HOW, profile_leader
 from gaia_grpc.errors import ConfigError
 
 Case = Callable[[Bed], Awaitable[list[Figure]]]
@@ -31,40 +34,43 @@ CASES: Mapping[str, Case] = {
     "watch": stream.watch,
     "alerts": stream.alert,
     "recover": stream.recover,
-    "memory": queue.memory,
 }
-"""In this order: what fills the peers comes last."""
-FRESH_CASES: Mapping[str, Case] = {"failover": coordination.failover}
-"""On a cluster of their own, since they kill its peers."""
+FRESH_CASES: Mapping[str, Case] = {"failover": coordination.failover, "memory": queue.memory}
+"""On a cluster of their own: one kills peers, the other weighs what they keep."""
 ECHO = "echo"
+PROFILE = "profile"
 
 
 async def run_benchmarks(
     only: Sequence[str], *, quick: bool, tell: Callable[[str], None]
 ) -> Report:
     """Runs the cases named in `only`, or all. Raises `ConfigError` for an unknown name."""
-    known = [ECHO, *FRESH_CASES, *CASES]
+    known = [*CASES, *FRESH_CASES, PROFILE, ECHO]
     unknown = [name for name in only if name not in known]
     if unknown:
         raise ConfigError(f"--only: no case {unknown[0]}; there are {', '.join(known)}")
     report = Report(_machine(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"))
     begin_s = time.perf_counter()
-    for name, case in FRESH_CASES.items():
-        if not only or name in only:
+    chosen = [name for name in known if not only or name in only]
+    shared = [name for name in chosen if name in CASES or name == PROFILE]
+    if shared:
+        async with make_bed(quick=quick) as bed:
+            await _warm_up(bed)
+            for name in shared:
+                tell(name)
+                if name == PROFILE:
+                    report.profile = await profile_leader(bed)
+                else:
+                    report.figures += await CASES[name](bed)
+    for name in chosen:
+        if name in FRESH_CASES:
             tell(name)
             async with make_bed(quick=quick) as bed:
                 await _warm_up(bed)
-                report.figures += await case(bed)
-    chosen = [name for name in CASES if not only or name in only]
-    if not only or ECHO in only:
-        tell("echo")
-        report.figures += await _echo(quick)
-    if chosen:
-        async with make_bed(quick=quick) as bed:
-            await _warm_up(bed)
-            for name in chosen:
-                tell(name)
-                report.figures += await CASES[name](bed)
+                report.figures += await FRESH_CASES[name](bed)
+    if ECHO in chosen:
+        tell(ECHO)
+        report.figures += await _ceilings(quick)
     report.seconds = time.perf_counter() - begin_s
     return report
 
@@ -74,26 +80,51 @@ async def _warm_up(bed: Bed) -> None:
         await bed.client.tasks.enqueue("bench.warm-up")
 
 
-async def _echo(quick: bool) -> list[Figure]:
+async def _ceilings(quick: bool) -> list[Figure]:
+    """What this machine can do at all, in the same run."""
     seconds = 0.2 if quick else 2.0
     _, alone = await measure_echo(seconds, 1)
-    rate, _ = await measure_echo(seconds, 64)
+    rate, calls = await measure_echo(seconds, 64)
+    syncs = await asyncio.to_thread(measure_sync, 20 if quick else 200)
+    how = "1 process, 1 client, 100 bytes, no log and no disk"
     return [
         Figure(
-            "ceiling: bare grpc.aio echo, one call at a time, p50",
-            quantile(alone, 50) * 1e3,
+            "ceiling: bare grpc.aio echo, one call at a time, p99",
+            quantile(alone, 99) * 1e3,
             "ms",
-            "1 process, 1 client, 100 bytes, no log and no disk",
+            how,
             samples=len(alone),
+            p50=quantile(alone, 50) * 1e3,
         ),
         Figure(
             "ceiling: bare grpc.aio echo, 64 in flight",
             rate,
             "/s",
-            "1 process, 1 client, 100 bytes, no log and no disk",
+            how,
             higher_is_better=True,
+            samples=len(calls),
+        ),
+        Figure(
+            "ceiling: append of 200 bytes and fdatasync, p99",
+            quantile(syncs, 99) * 1e3,
+            "ms",
+            "a plain file where the peers keep their data, nothing else running",
+            samples=len(syncs),
+            p50=quantile(syncs, 50) * 1e3,
         ),
     ]
+
+
+def measure_sync(rounds: int) -> list[float]:
+    """Seconds of each append with fdatasync, in the directory of temporary files."""
+    durations: list[float] = []
+    with tempfile.TemporaryFile(buffering=0) as file:
+        for _ in range(rounds):
+            begin_s = time.perf_counter()
+            file.write(b"x" * 200)
+            os.fdatasync(file.fileno())
+            durations.append(time.perf_counter() - begin_s)
+    return durations
 
 
 def _machine() -> str:
@@ -156,7 +187,11 @@ def markdown(report: Report) -> str:
                 f"{number(each.client_cpu_us, 'µs')} | {number(each.log_bytes, 'B')} | "
                 f"{number(each.peak_peer_mb, 'MB')} |"
             )
-    lines += ["", *report.notes, ""]
+    if report.profile:
+        lines += ["", "## Where the leader's time goes", "", f"py-spy: {HOW}.", ""]
+        lines += ["| part | share |", "| --- | --- |"]
+        lines += [f"| {part} | {share:.0%} |" for part, share in report.profile]
+    lines.append("")
     return "\n".join(lines)
 
 
