@@ -27,7 +27,7 @@ from gaia_grpc.state.patterns import ERROR_TYPES
 from gaia_grpc.state.refusal import OUT_OF_RANGE, invalid, not_found, refused
 from gaia_grpc.state.sources import Admission, Sources
 from gaia_grpc.state.timelines import Key, Timeline, Timelines
-from gaia_grpc.state.windows import RETAINED_WINDOWS, StudentWindow
+from gaia_grpc.state.windows import RETAINED_WINDOWS, StudentWindow, Summary
 
 MAX_BATCH_METRICS: Final = 60_000
 """Beyond what ingress lets through; the counts kept for duplicates hold it."""
@@ -248,22 +248,32 @@ class MetricsTable:
         aggregate.late_total = window.late_total
         aggregate.accepted_total = window.accepted_total
         aggregate.version = window.version
-        for summary in window.summaries(end_ms, self._window_ms):
-            aggregate.metrics.add(
-                metric_type=summary.metric_type,
-                count=summary.count,
-                sum=summary.sum,
-                mean=summary.mean,
-                min=summary.min,
-                max=summary.max,
-                stddev=summary.stddev,
-                p50=summary.p50,
-                p95=summary.p95,
-                p99=summary.p99,
-                rate_per_second=summary.count * 1_000 / self._window_ms,
-                first_time_ms=summary.first_time_ms,
-                last_time_ms=summary.last_time_ms,
-            )
+        summaries = window.summaries(end_ms, self._window_ms)
+        if window.encoded is None or window.encoded[0] is not summaries:
+            window.encoded = (summaries, _encode(summaries, self._window_ms))
+        aggregate.MergeFromString(window.encoded[1])
+
+
+def _encode(summaries: tuple[Summary, ...], window_ms: int) -> bytes:
+    """An Aggregate with nothing but its metrics: merging it costs less than building it again."""
+    aggregate = metrics_pb2.Aggregate()
+    for summary in summaries:
+        aggregate.metrics.add(
+            metric_type=summary.metric_type,
+            count=summary.count,
+            sum=summary.sum,
+            mean=summary.mean,
+            min=summary.min,
+            max=summary.max,
+            stddev=summary.stddev,
+            p50=summary.p50,
+            p95=summary.p95,
+            p99=summary.p99,
+            rate_per_second=summary.count * 1_000 / window_ms,
+            first_time_ms=summary.first_time_ms,
+            last_time_ms=summary.last_time_ms,
+        )
+    return aggregate.SerializeToString()
 
 
 def _clock_ms(timeline: Timeline, now_ms: int) -> int:

@@ -164,6 +164,7 @@ class StudentWindow:
         "_cached_until_ms",
         "accepted_total",
         "classroom_id",
+        "encoded",
         "late_total",
         "series",
         "swept_ms",
@@ -181,6 +182,8 @@ class StudentWindow:
         self.touched_ms = 0
         """Log time of the last batch."""
         self.swept_ms = 0
+        self.encoded: tuple[tuple[Summary, ...], bytes] | None = None
+        """The last summaries that were asked for, and how their asker encoded them."""
         self._cached: tuple[Summary, ...] | None = None
         self._cached_from_ms = 0
         self._cached_until_ms = 0
@@ -188,7 +191,7 @@ class StudentWindow:
 
     def add(self, metric_type: str, times: list[int], values: array[int], cut_ms: int) -> None:
         """Adds one column; what is at or before `cut_ms` may be forgotten."""
-        self._cached = None
+        self._cached = self.encoded = None
         series = self.series.get(metric_type)
         if series is None:
             series = self.series[metric_type] = Series()
