@@ -8,6 +8,8 @@ many wait for other things.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
+from typing import TypeAlias
 
 from gaia_grpc.state.affinity import GENERAL
 from gaia_grpc.state.lazy_heap import LazyHeap
@@ -15,10 +17,19 @@ from gaia_grpc.state.session_record import Session
 from gaia_grpc.state.task_record import Task
 from gaia_grpc.state.timers import Timer
 
-ANY = "*any"
-"""Class of the waiters that take every affinity; `*` stands in no valid affinity."""
-EVERY = "*every"
-"""Class of all waiters: each of them takes general tasks."""
+Place: TypeAlias = tuple["Takes", str, str]
+"""(class, specialty where the class is ONE, type or empty for any)"""
+
+
+class Takes(IntEnum):
+    """What a place in the order is for."""
+
+    ONE = 1
+    """Waiters that take their specialty and general tasks."""
+    ANY = 2
+    """Waiters that take every affinity."""
+    GENERAL = 3
+    """All waiters: each of them takes general tasks."""
 
 
 class Waiter:
@@ -73,7 +84,7 @@ class WaitList:
         """Waiting ones, in the order of their arrival."""
         self._active: dict[int, Waiter] = {}
         """By arrival: those that are in the heaps."""
-        self._heaps: dict[tuple[str, str], LazyHeap] = {}
+        self._heaps: dict[Place, LazyHeap] = {}
 
     def find(self, waiter_id: int) -> Waiter | None:
         """The waiter, or None where the wait has ended."""
@@ -118,11 +129,13 @@ class WaitList:
 
     def first_for(self, task: Task) -> Waiter | None:
         """Who has waited longest for a task like this one."""
-        classes = (EVERY,) if task.affinity == GENERAL else (task.affinity, ANY)
+        classes = [(Takes.ONE, task.affinity), (Takes.ANY, "")]
+        if task.affinity == GENERAL:
+            classes = [(Takes.GENERAL, "")]
         first: int | None = None
-        for name in classes:
+        for takes, specialty in classes:
             for task_type in (task.task_type, ""):
-                heap = self._heaps.get((name, task_type))
+                heap = self._heaps.get((takes, specialty, task_type))
                 arrival = heap.first(self._is_active) if heap is not None else None
                 if arrival is not None and (first is None or arrival < first):
                     first = arrival
@@ -151,8 +164,13 @@ class WaitList:
         return arrival in self._active
 
 
-def _places(waiter: Waiter) -> list[tuple[str, str]]:
+def _places(waiter: Waiter) -> list[Place]:
     specialty = waiter.session.specialty
-    takes_all = specialty == GENERAL or waiter.include_unmatched
-    classes = (ANY if takes_all else specialty, EVERY)
-    return [(name, task_type) for name in classes for task_type in waiter.task_types or ("",)]
+    own = (Takes.ONE, specialty)
+    if specialty == GENERAL or waiter.include_unmatched:
+        own = (Takes.ANY, "")
+    return [
+        (takes, name, task_type)
+        for takes, name in (own, (Takes.GENERAL, ""))
+        for task_type in waiter.task_types or ("",)
+    ]
