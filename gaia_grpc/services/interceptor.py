@@ -84,7 +84,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._not_served = not_served or {}
         self._bypass_prefix = bypass_prefix
         self._wrapped: dict[str, Handler] = {}
-        self._log: structlog.typing.FilteringBoundLogger = structlog.get_logger("services")
+        self._log: structlog.typing.FilteringBoundLogger = structlog.get_logger("services").bind()
 
     async def intercept_service(
         self,
@@ -127,21 +127,25 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _unary(self, method: str, behavior: Any) -> Behavior:
         """A handler with one answer. Health checks are answered whatever the load is."""
         limited = not method.startswith("/grpc.")
+        consensus = self._consensus
 
         async def serve(request: Any, context: Context) -> Any:
             started_s = time.monotonic()
             try:
-                with self._admit_call(limited):
-                    timeout_s = handler_timeout_s(context, self._consensus)
-                    try:
-                        async with asyncio.timeout(timeout_s) as scope:
-                            response = await behavior(_checked(request), context)
-                    except TimeoutError as error:
-                        if not scope.expired():
-                            raise
-                        raise errors.OutcomeUnknownError(
-                            "no answer in time; repeat the call with the same request_id"
-                        ) from error
+                if limited:
+                    self._admit_call()
+                self.calls += 1
+                try:
+                    async with asyncio.timeout(handler_timeout_s(context, consensus)) as scope:
+                        response = await behavior(_checked(request), context)
+                except TimeoutError as error:
+                    if not scope.expired():
+                        raise
+                    raise errors.OutcomeUnknownError(
+                        "no answer in time; repeat the call with the same request_id"
+                    ) from error
+                finally:
+                    self.calls -= 1
             except grpc.aio.AbortError:
                 raise
             except Exception as error:
@@ -208,22 +212,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     # --- limits ------------------------------------------------------------------------------
 
-    @contextmanager
-    def _admit_call(self, limited: bool) -> Iterator[None]:
-        """Counts a call with one answer."""
-        if limited:
-            if self._drain.started:
-                raise errors.DrainingError("the peer is stopping; another one will answer")
-            if self.calls >= self._limits.max_concurrent_calls:
-                raise errors.OverloadedError(
-                    f"{self._limits.max_concurrent_calls} calls are in flight at this peer",
-                    retry_after_ms=OVERLOAD_RETRY_MS,
-                )
-        self.calls += 1
-        try:
-            yield
-        finally:
-            self.calls -= 1
+    def _admit_call(self) -> None:
+        """Raises where a call with one answer can't be taken now."""
+        if self._drain.started:
+            raise errors.DrainingError("the peer is stopping; another one will answer")
+        if self.calls >= self._limits.max_concurrent_calls:
+            raise errors.OverloadedError(
+                f"{self._limits.max_concurrent_calls} calls are in flight at this peer",
+                retry_after_ms=OVERLOAD_RETRY_MS,
+            )
 
     @contextmanager
     def _admit_stream(self) -> Iterator[None]:

@@ -20,10 +20,12 @@ def task_spec(task: task_pb2.NewTask | task_pb2.EnqueueTaskRequest) -> command_p
         affinity=task.affinity or GENERAL,
         priority=task.priority,
         idempotency_key=task.idempotency_key,
-        delay_ms=milliseconds(task.delay),
-        deadline_ms=milliseconds(task.deadline),
         depends_on=task.depends_on,
     )
+    if task.HasField("delay"):
+        spec.delay_ms = milliseconds(task.delay)
+    if task.HasField("deadline"):
+        spec.deadline_ms = milliseconds(task.deadline)
     if task.HasField("max_retries"):
         spec.max_retries = task.max_retries
     if spec.idempotency_key:
