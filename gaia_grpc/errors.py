@@ -53,7 +53,7 @@ def invariant(condition: bool, message: str) -> None:
         raise InvariantError(message)
 
 
-# --- configuration and start -------------------------------------------------------------------
+# --- configuration and start ---
 
 
 class ConfigError(GaiaError):
@@ -98,7 +98,7 @@ class IdentityRefusedError(GaiaError):
     reason = "IDENTITY_REFUSED"
 
 
-# --- the replicated log --------------------------------------------------------------------------
+# --- the replicated log ---
 
 
 class NotLeaderError(GaiaError):
@@ -135,7 +135,7 @@ class OverloadedError(GaiaError):
     reason = "OVERLOADED"
 
 
-# --- the domain (refusals of the state machine and of validation) ----------------------------------
+# --- the domain (refusals of the state machine and of validation) ---
 
 
 class DomainError(GaiaError):
