@@ -1,61 +1,108 @@
-"""The replay keeps its own time, and never sends a call without content."""
+"""A recorded log through three real peers: everything counted, the same alerts at any speed."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any, cast
+import json
+from pathlib import Path
+from typing import Any
 
 import pytest
-from gaia.metrics.v1 import metrics_pb2
 
-from gaia_grpc.classroom.recordings import RecordedMetric
-from gaia_grpc.classroom.replay import Replayer, Slice
+from gaia_grpc.cli.main import main
 from gaia_grpc.client import Client
+from gaia_grpc.testing import Cluster
+
+pytestmark = pytest.mark.e2e
+
+SAMPLE = (
+    Path(__file__).resolve().parents[3]
+    / "shared/data/cognitive_tutor_algebra_2006_07_sample.tsv.gz"
+)
+needs_sample = pytest.mark.skipif(
+    not SAMPLE.exists(), reason="the recorded log of real students is not on this machine"
+)
+BEGIN_MS = 1_600_000_000_000
 
 
-class Recorder:
-    """Accepts everything and remembers how many batches each call had."""
-
-    def __init__(self) -> None:
-        self.calls: list[int] = []
-
-    async def publish(
-        self, batches: Sequence[metrics_pb2.MetricBatch]
-    ) -> metrics_pb2.PublishMetricsResponse:
-        self.calls.append(len(batches))
-        return metrics_pb2.PublishMetricsResponse(
-            results=[
-                metrics_pb2.BatchResult(
-                    status=metrics_pb2.BATCH_STATUS_ACCEPTED, accepted_count=len(batch.metrics)
-                )
-                for batch in batches
-            ]
-        )
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Two students, two days: ana has two bursts of errors, ben none."""
+    rows = ["student_id,app_name,metric_type,value,event_time_ms"]
+    for day in (0, 1):
+        for step in range(6):
+            at_ms = BEGIN_MS + day * 86_400_000 + step * 5_000
+            rows.append(f"ana,math,error,1,{at_ms}")
+            rows.append(f"ben,math,correct,1,{at_ms + 100}")
+    rows.append("ana,math,error,much,0")
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join(rows) + "\n")
+    return path
 
 
-async def test_a_timer_that_fires_early_sends_no_empty_call(
-    monkeypatch: pytest.MonkeyPatch,
+def replay(capsys: pytest.CaptureFixture[str], cluster: Cluster, *arguments: str) -> dict[str, Any]:
+    capsys.readouterr()
+    code = main(["replay", *arguments, "--cluster", ",".join(cluster.addresses), "--json"])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err or captured.out
+    report: dict[str, Any] = json.loads(captured.out)
+    return report
+
+
+async def alerts_of(cluster: Cluster, timeline_id: str) -> list[tuple[object, ...]]:
+    async with Client.connect(cluster.addresses) as client:
+        return [
+            (alert.student_id, alert.pattern, alert.severity, alert.detected_at_ms)
+            async for alert in client.alerts.list(timeline_id=timeline_id)
+        ]
+
+
+def test_a_log_is_counted_to_the_last_metric(
+    cluster3: Cluster, capsys: pytest.CaptureFixture[str], log: Path
 ) -> None:
-    """Seen with a real log: the loop's timer has steps of a millisecond."""
-    monkeypatch.setattr(asyncio, "sleep", _no_wait)
-    recorder = Recorder()
-    replayer = Replayer(
-        cast(Client, SimpleNamespace(metrics=recorder)),
-        timeline_id="t",
-        classroom_id="c",
-        source_id="s",
-        source_epoch=1,
-        speed=1.0,
-    )
-    metric: Any = RecordedMetric(
-        at_ms=1_000, student_id="a", app_name="math", metric_type="error", value=1.0
-    )
-    await replayer.run([Slice(1_000 * n, 60_000 * n, (metric,)) for n in range(1, 4)])
-    assert recorder.calls == [1, 1, 1]
-    assert replayer.counts.accepted == 3
+    report = replay(capsys, cluster3, str(log), "--format", "csv", "--speed", "0")
+    assert report["reconciled"] is True
+    assert (report["rowsRead"], report["students"]) == (25, 2)
+    assert report["rowsSkipped"] == {"value is no number": 1}
+    counts = report["counts"]
+    assert (counts["sent"], counts["accepted"], counts["late"]) == (24, 24, 0)
+    assert report["alertsByPattern"] == {"excessive_errors": 2}
 
 
-async def _no_wait(delay_s: float) -> None:
-    del delay_s
+async def test_the_speed_changes_no_alert(
+    cluster3: Cluster, capsys: pytest.CaptureFixture[str], log: Path
+) -> None:
+    import asyncio
+
+    reports = [
+        await asyncio.to_thread(
+            replay, capsys, cluster3, str(log), "--format", "csv", "--speed", speed
+        )
+        for speed in ("0", "50")
+    ]
+    first, second = [await alerts_of(cluster3, report["timelineId"]) for report in reports]
+    assert first == second
+    assert len(first) == 2
+    assert reports[0]["counts"]["calls"] < reports[1]["counts"]["calls"]
+
+
+def test_the_summary_is_for_people_too(
+    cluster3: Cluster, capsys: pytest.CaptureFixture[str], log: Path
+) -> None:
+    cluster = ",".join(cluster3.addresses)
+    code = main(["replay", str(log), "--format", "csv", "--speed", "0", "--cluster", cluster])
+    printed = capsys.readouterr().out
+    assert code == 0
+    assert "alert opened: ana in math, " in printed
+    assert "1 rows skipped: value is no number" in printed
+    assert "MISMATCH" not in printed
+
+
+@needs_sample
+def test_real_students_are_replayed(cluster3: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    report = replay(
+        capsys, cluster3, str(SAMPLE), "--format", "cognitive-tutor", "--speed", "0",
+        "--limit", "2000",
+    )  # fmt: skip
+    assert report["rowsRead"] == 2_000
+    assert report["counts"]["sent"] == report["counts"]["accepted"] > 4_000
+    assert report["alertsByPattern"]

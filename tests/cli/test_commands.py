@@ -1,0 +1,244 @@
+"""Each noun and `gaia call` against three real peers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gaia_grpc.cli.main import main
+from gaia_grpc.testing import Cluster
+
+Gaia = Callable[..., tuple[int, str, str]]
+ERRORS = [{"metricType": "error", "value": 1.0}] * 5
+
+
+@pytest.fixture
+def gaia(
+    cluster3: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Gaia:
+    """Runs a command on the cluster: (exit code, stdout, stderr)."""
+    monkeypatch.setenv("GAIA_CLUSTER", ",".join(cluster3.addresses))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def answer(gaia: Gaia, *arguments: str) -> Any:
+    code, out, err = gaia(*arguments)
+    assert code == 0, err
+    return json.loads(out)
+
+
+def register(gaia: Gaia, name: str) -> str:
+    request = json.dumps({"name": name, "specialty": "math", "provider": "test"})
+    session = answer(gaia, "call", "SessionService/RegisterSession", request)["session"]
+    return str(session["sessionId"])
+
+
+def publish_errors(gaia: Gaia, classroom: str, student: str) -> None:
+    batch = {
+        "sourceId": student,
+        "sourceEpoch": "1",
+        "sequence": "1",
+        "classroomId": classroom,
+        "studentId": student,
+        "appName": "math",
+        "metrics": ERRORS,
+    }
+    found = answer(gaia, "call", "MetricsService/PublishMetrics", json.dumps({"batches": [batch]}))
+    assert found["results"][0]["acceptedCount"] == 5
+
+
+# --- status ---------------------------------------------------------------------------------------
+
+
+def test_status_shows_every_peer_and_the_leader(gaia: Gaia, cluster3: Cluster) -> None:
+    leader = cluster3.leader()
+    code, out, _ = gaia("status")
+    assert code == 0
+    for node_id in cluster3.node_ids:
+        assert re.search(rf"^{node_id} +{re.escape(cluster3.address(node_id))} ", out, re.M)
+    assert out.endswith(f"3 of 3 peers answer; leader {leader}\n")
+    found = answer(gaia, "status", "--json")
+    assert found["leaderId"] == leader
+    assert [peer["reachable"] for peer in found["peers"]] == [True] * 3
+    assert len({peer["clusterId"] for peer in found["peers"]}) == 1
+
+
+def test_status_without_a_majority_exits_with_1(gaia: Gaia, cluster3: Cluster) -> None:
+    cluster3.kill("n1", "n2")
+    cluster3.wait_until(lambda: not cluster3.status("n3").writable, "n3 knows that it is alone")
+    code, out, err = gaia("status")
+    assert code == 1
+    assert out.count(" down ") == 2
+    assert out.endswith("1 of 3 peers answer; no leader\n")
+    assert err == ""
+
+
+# --- nouns ----------------------------------------------------------------------------------------
+
+
+def test_sessions(gaia: Gaia) -> None:
+    session_id = register(gaia, "cli-session")
+    assert gaia("sessions")[1] == gaia("sessions", "list")[1]
+    assert re.search(rf"^{session_id} +cli-session +worker +test +math +healthy +0/1 ",
+                     gaia("sessions", "--provider", "test")[1], re.M)  # fmt: skip
+    names = [each["name"] for each in answer(gaia, "sessions", "--json")["sessions"]]
+    assert "cli-session" in names
+    assert gaia("sessions", "--health", "failed")[1] == "no sessions\n"
+    assert answer(gaia, "sessions", "get", session_id, "--json")["name"] == "cli-session"
+    assert "healthy" in gaia("sessions", "get", session_id)[1]
+    code, _, err = gaia("sessions", "get", "nobody")
+    assert code == 1
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def test_tasks_from_enqueue_to_history(gaia: Gaia) -> None:
+    enqueue = ["tasks", "enqueue", "cli.grade", "--payload", "essay 7", "--key", "k1"]
+    enqueue += ["--affinity", "math", "--priority", "5"]
+    task_id = gaia(*enqueue)[1].split()[0]
+    assert gaia(*enqueue)[1] == f"{task_id} existed already\n"
+    listed = gaia("tasks", "--type", "cli.grade")[1]
+    assert re.search(rf"^{task_id} +cli.grade +pending +5 +math +0/3 ", listed, re.M)
+    session_id = register(gaia, "cli-grader")
+    claim = json.dumps({"sessionId": session_id, "taskTypes": ["cli.grade"]})
+    task = answer(gaia, "call", "TaskService/ClaimTasks", claim)["tasks"][0]
+    assert task["payload"] == "ZXNzYXkgNw=="
+    done = {
+        "taskId": task_id,
+        "claimToken": task["claimToken"],
+        "sessionId": session_id,
+        "result": "QSs=",
+    }
+    answer(gaia, "call", "gaia.task.v1.TaskService/CompleteTask", json.dumps(done))
+    shown = gaia("tasks", "get", task_id)[1]
+    assert re.search(r"^result +A\+", shown, re.M)
+    assert [line.split()[2] for line in shown.splitlines() if line.startswith("20")] == [
+        "enqueued",
+        "claimed",
+        "completed",
+    ]
+    assert answer(gaia, "tasks", "get", task_id, "--json")["state"] == "TASK_STATE_COMPLETED"
+    assert "completed_total" in gaia("tasks", "stats")[1]
+    assert int(answer(gaia, "tasks", "stats", "--json")["completedTotal"]) >= 1
+
+
+def test_lists_are_read_page_by_page_up_to_the_limit(gaia: Gaia) -> None:
+    tasks = [{"taskType": "cli.many"} for _ in range(1_000)]
+    request = json.dumps({"tasks": tasks})
+    for _ in range(2):
+        assert len(answer(gaia, "call", "TaskService/BatchEnqueueTasks", request)["tasks"]) == 1_000
+    whole = answer(gaia, "tasks", "list", "--type", "cli.many", "--limit", "5000", "--json")
+    assert len({task["taskId"] for task in whole["tasks"]}) == 2_000
+    part = answer(gaia, "tasks", "list", "--type", "cli.many", "--limit", "1500", "--json")
+    assert part["tasks"] == whole["tasks"][:1_500]
+
+
+def test_metrics_and_alerts(gaia: Gaia) -> None:
+    publish_errors(gaia, "cli-class", "cli-ana")
+    shown = gaia("metrics", "list", "cli-class")[1]
+    assert re.search(r"^cli-ana +math +error +5 +5 +1 ", shown, re.M)
+    assert answer(gaia, "metrics", "get", "cli-ana", "math", "--json")["aggregate"]["metrics"]
+    assert "error" in gaia("metrics", "get", "cli-ana", "math")[1]
+    update = answer(gaia, "metrics", "watch", "cli-class", "--count", "1", "--json")
+    assert update["aggregates"][0]["studentId"] == "cli-ana"
+    alerts = answer(gaia, "alerts", "--classroom", "cli-class", "--json")["alerts"]
+    assert [alert["studentId"] for alert in alerts] == ["cli-ana"]
+    assert re.search(r" cli-ana +math +excessive_errors +high +open ",
+                     gaia("alerts", "list", "--student", "cli-ana")[1])  # fmt: skip
+    event = gaia("alerts", "watch", "--student", "cli-ana", "--after", "0", "--count", "1")[1]
+    assert "opened  high  cli-ana in math: excessive_errors" in event
+    assert gaia("alerts", "--classroom", "nowhere")[1] == "no alerts\n"
+    assert gaia("metrics", "list", "nowhere")[1].startswith("no metrics of classroom nowhere")
+
+
+def test_settings_are_shown_and_changed(gaia: Gaia) -> None:
+    assert gaia("settings", "get", "task.max_retries")[1] == "3\n"
+    assert gaia("settings", "set", "task.max_retries=4", "task.retry_base=2s")[1] == (
+        "task.max_retries=4\ntask.retry_base=2s\n"
+    )
+    assert re.search(r"^task.max_retries +4 +3 +", gaia("settings")[1], re.M)
+    assert gaia("settings", "set", "task.max_retries=3", "task.retry_base=1s")[0] == 0
+    code, _, err = gaia("settings", "set", "task.max_retries=many")
+    assert code == 1
+    assert err.startswith("error: ")
+    assert gaia("settings", "get", "no.such")[0] == 1
+
+
+def test_an_rpc_that_is_not_served_yet_says_so(gaia: Gaia) -> None:
+    code, out, err = gaia("call", "LockService/GetLock", '{"name": "x"}')
+    assert code == 1
+    assert out == ""
+    assert err.startswith("error: UNIMPLEMENTED: ")
+
+
+# --- call -----------------------------------------------------------------------------------------
+
+
+def test_call_lists_services_and_methods(gaia: Gaia) -> None:
+    services = gaia("call")[1].splitlines()
+    assert "gaia.task.v1.TaskService" in services
+    methods = gaia("call", "TaskService")[1].splitlines()
+    assert "gaia.task.v1.TaskService/EnqueueTask" in methods
+
+
+@pytest.mark.parametrize(
+    ("method", "data", "text"),
+    [
+        ("NoService/Get", "{}", "no service NoService; there are"),
+        ("TaskService/Nothing", "{}", "TaskService has no method Nothing; it has EnqueueTask"),
+        ("TaskService/GetTask", "{", "the request is no JSON"),
+        ("TaskService/GetTask", '{"no": 1}', "the request is no GetTaskRequest"),
+        ("TaskService/GetTask", '{"taskId": "gone"}', "error: NOT_FOUND: "),
+        ("TaskService/EnqueueTask", "{}", "task_type: "),
+        ("TaskService/GetTask", "@no-such-file", "No such file"),
+    ],
+)
+def test_a_bad_call_is_one_line(gaia: Gaia, method: str, data: str, text: str) -> None:
+    code, out, err = gaia("call", method, data)
+    assert code in (1, 2)
+    assert text in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert out == ""
+
+
+def test_call_reads_a_file_and_streams_both_ways(gaia: Gaia, tmp_path: Path) -> None:
+    request = tmp_path / "request.json"
+    request.write_text('{"taskType": "cli.file"}')
+    assert answer(gaia, "call", "TaskService/EnqueueTask", f"@{request}")["task"]["taskId"]
+    batches = [
+        {"batch": {"sourceId": "cli-stream", "sourceEpoch": "1", "sequence": str(number),
+                   "studentId": "cli-ben", "appName": "math",
+                   "metrics": [{"metricType": "correct", "value": 1.0}]}}
+        for number in (1, 2)
+    ]  # fmt: skip
+    out = gaia("call", "MetricsService/StreamMetrics", json.dumps(batches), "--count", "2")[1]
+    assert out.count("BATCH_STATUS_ACCEPTED") == 2
+
+
+def test_a_stream_ends_quietly_at_the_timeout_or_the_count(gaia: Gaia) -> None:
+    code, out, err = gaia("call", "ClusterService/WatchStatus", "{}", "--timeout", "0.5")
+    assert (code, err) == (0, "")
+    assert '"nodeId"' in out
+    code, out, _ = gaia("call", "ClusterService/WatchStatus", '{"intervalMs": 100}', "--count", "2")
+    assert code == 0
+    assert out.count('"status"') == 2
+
+
+def test_call_goes_to_a_peer_that_answers(gaia: Gaia, cluster3: Cluster) -> None:
+    cluster3.kill("n1")
+    assert cluster3.leader()
+    stats = answer(gaia, "call", "ClusterService/GetStatus")
+    assert stats["nodeId"] == "n2"
