@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -148,7 +148,10 @@ class Settings:
     def changed(
         self, changes: Sequence[tuple[str, str]], *, version: int, field: str = "settings"
     ) -> Settings:
-        """These settings with all of the changes. Raises `InvalidArgumentError` with the field."""
+        """These settings with all of the changes (of `--set` too: `Settings().changed(...)`).
+
+        Raises `InvalidArgumentError` with the field.
+        """
         values = dict(self._values)
         seen: set[str] = set()
         for position, (name, text) in enumerate(changes):
@@ -168,11 +171,6 @@ class Settings:
                 )
                 raise _violation(f"{field}[{position}].value", f"{low} must be less than {high}")
         return Settings(MappingProxyType(values), version)
-
-
-def check_settings(changes: Iterable[tuple[str, str]]) -> Settings:
-    """The settings that `--set` values give at the founding. Raises `InvalidArgumentError`."""
-    return Settings().changed(list(changes), version=0)
 
 
 def _violation(field: str, description: str) -> InvalidArgumentError:

@@ -13,7 +13,7 @@ from gaia_grpc.state.settings import (
     BY_NAME,
     DEFINITIONS,
     SettingKind,
-    check_settings,
+    Settings,
     format_duration,
     format_setting,
     parse_duration_ms,
@@ -115,12 +115,14 @@ def test_a_bad_set_flag_is_refused_before_any_log(
     changes: list[tuple[str, str]], field: str
 ) -> None:
     with pytest.raises(InvalidArgumentError) as error:
-        check_settings(changes)
+        Settings().changed(changes, version=0)
     assert error.value.violations[0].field == field
 
 
 def test_a_good_set_flag() -> None:
-    settings = check_settings([("session.degraded_after", "1.5s"), ("session.failed_after", "3s")])
+    settings = Settings().changed(
+        [("session.degraded_after", "1.5s"), ("session.failed_after", "3s")], version=0
+    )
     assert settings.milliseconds("session.failed_after") == 3_000
     assert settings.integer("task.max_retries") == 3
     assert settings.number("task.max_retries") == 3.0
