@@ -259,24 +259,26 @@ async def test_late_and_rejected_metrics_are_counted_apart(peers: Peers, connect
 
 
 async def test_one_refused_batch_does_not_take_the_others_with_it(
-    peers: Peers, connect: Connect
+    peers: Peers, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(publisher_module, "MAX_CALLS", 1)
     store = Store(*peers)
     store.refused_students = frozenset({"bad"})
     client = await connect(peers[0])
     buffers = [
-        client.metrics.buffer(student_id=student, app_name="a") for student in ("x", "bad", "y")
+        client.metrics.buffer(student_id=student, app_name="a")
+        for student in ("first", "x", "bad", "y")
     ]
     for buffer in buffers:
-        buffer.record("keypress")
-    for buffer in buffers:
-        buffer.seal()
+        buffer.record("error")  # the first is in a call alone, the others wait and share the next
     for buffer in buffers:
         await buffer.flush()
         assert_adds_up(buffer)
-    assert [buffer.counters.rejected for buffer in buffers] == [0, 1, 0]
-    assert [buffer.counters.acknowledged for buffer in buffers] == [1, 0, 1]
-    assert buffers[1].last_refusal == "INVALID_ARGUMENT"
+    assert max(len(request.batches) for request in published(peers)) == 3
+    assert [buffer.counters.rejected for buffer in buffers] == [0, 0, 1, 0]
+    assert [buffer.counters.acknowledged for buffer in buffers] == [1, 1, 0, 1]
+    assert buffers[2].last_refusal == "INVALID_ARGUMENT"
+    assert len(store.metrics()) == 3
 
 
 async def test_many_buffers_share_calls_and_none_is_in_flight_twice(
