@@ -28,7 +28,7 @@ from google.protobuf.message import DecodeError
 from gaia_grpc import errors
 from gaia_grpc.config import ConsensusConfig, LimitsConfig
 from gaia_grpc.services.deadlines import Context, handler_timeout_s
-from gaia_grpc.services.drain import Drain
+from gaia_grpc.services.drain import Drain, OpenStream
 from gaia_grpc.services.error_table import (
     STATUS_DETAILS_KEY,
     WireError,
@@ -164,8 +164,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             started_s = time.monotonic()
             sent: list[Any] = [None]
             try:
-                with self._admit_stream(), self._drain.stream():
-                    await self._pump(behavior(_checked(request), context), context, sent)
+                with self._admit_stream(), self._drain.stream() as stream:
+                    await self._pump(behavior(_checked(request), context), context, stream, sent)
             except grpc.aio.AbortError:
                 raise
             except asyncio.CancelledError:
@@ -173,10 +173,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 if not self._drain.started or task is None:
                     raise
                 task.uncancel()
-                error = errors.DrainingError(
-                    "the peer is stopping; go on at another one", metadata=_cursor(sent[0])
-                )
-                await self._abort(method, context, error, started_s)
+                await self._abort(method, context, _draining_error(sent[0]), started_s)
             except Exception as error:
                 await self._abort(method, context, error, started_s)
             context.set_trailing_metadata(((LEADER_KEY, self._leader_address()),))
@@ -184,7 +181,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         return serve
 
-    async def _pump(self, answers: Any, context: Context, sent: list[Any]) -> None:
+    async def _pump(
+        self, answers: Any, context: Context, stream: OpenStream, sent: list[Any]
+    ) -> None:
         """Writes what the servicer yields; `sent[0]` is the last message that was written."""
         if not hasattr(answers, "__aiter__"):
             await answers  # a handler that writes to the context itself
@@ -192,7 +191,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         write_timeout_s = self._limits.subscriber_write_timeout_ms / 1000
         async with aclosing(answers):
             async for answer in answers:
+                stream.writing = True
                 try:
+                    if sent[0] is None:
+                        # Alone, since flow control does not hold headers up: a first message that
+                        # stalls would be cancelled together with them, and see `drain`.
+                        await context.send_initial_metadata(())
                     async with asyncio.timeout(write_timeout_s):
                         await context.write(answer)
                 except TimeoutError as error:
@@ -201,7 +205,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                         metadata=_cursor(sent[0]),
                         reason="SUBSCRIBER_TOO_SLOW",
                     ) from error
+                finally:
+                    stream.writing = False
                 sent[0] = answer
+                if self._drain.started:
+                    raise _draining_error(answer)
 
     def _unknown_method(self, method: str) -> Behavior:
         async def serve(request: Any, context: Context) -> None:
@@ -309,6 +317,12 @@ def _refuse(message: str) -> Behavior:
         raise errors.UnimplementedError(message)
 
     return refuse
+
+
+def _draining_error(last_sent: object) -> errors.DrainingError:
+    return errors.DrainingError(
+        "the peer is stopping; go on at another one", metadata=_cursor(last_sent)
+    )
 
 
 def _cursor(last_sent: object) -> dict[str, str]:
