@@ -23,7 +23,7 @@ from typing import Final
 
 from gaia_grpc.state.packing import MICRO
 from gaia_grpc.state.patterns import ACCURACY_TYPE, ERROR_TYPES, SUCCESS_TYPES, streak_micro
-from gaia_grpc.state.windows import StudentWindow
+from gaia_grpc.state.windows import Series, StudentWindow
 
 MODEL_VERSION: Final = "prior-1"
 LAST_ATTEMPTS: Final = 10
@@ -82,9 +82,12 @@ class Estimate:
 
 def estimate(window: StudentWindow, app_name: str, end_ms: int, window_ms: int) -> Estimate:
     """The model on `end_ms - window_ms < t <= end_ms`."""
-    attempts = _attempts(window, end_ms - window_ms, end_ms)
-    wrong = sum([attempt[2] for attempt in attempts]) / MICRO
-    decisions = sum([attempt[3] for attempt in attempts]) / MICRO
+    evidence = _Evidence()
+    for metric_type in (*SUCCESS_TYPES, ACCURACY_TYPE, *ERROR_TYPES):
+        series = window.series.get(metric_type)
+        if series is not None:
+            evidence.add(metric_type, series, *series.range(end_ms - window_ms, end_ms))
+    wrong, decisions = evidence.wrong / MICRO, evidence.decisions / MICRO
     streak_limit = STREAK_CAP * MICRO
     streak = min(streak_micro(window, end_ms, window_ms, streak_limit), streak_limit) / MICRO
     base, logit = BASE_RATE, BASE_LOGIT
@@ -92,7 +95,7 @@ def estimate(window: StudentWindow, app_name: str, end_ms: int, window_ms: int) 
         base, logit = MATH_BASE_RATE, MATH_BASE_LOGIT
     inputs = (
         (ERROR_RATE, (wrong + 1.0) / (decisions + 4.0)),
-        (LAST_TEN, _wrong_of_last(attempts)),
+        (LAST_TEN, evidence.wrong_of_last()),
         (STREAK, streak),
     )
     contributions = tuple(
@@ -101,12 +104,10 @@ def estimate(window: StudentWindow, app_name: str, end_ms: int, window_ms: int) 
     for part in contributions:
         logit += part.contribution
     shrunk = base + (logistic(logit) - base) * decisions / (decisions + SHRINK)
-    failures = any(attempt[1] != SUCCESS for attempt in attempts)
-    successes = any(attempt[1] != FAILURE for attempt in attempts)
     return Estimate(
         confidence=round(shrunk * MICRO) / MICRO,
         base_rate=base,
-        coverage=(failures + successes) / 2,
+        coverage=(evidence.failures + evidence.successes) / 2,
         wrong=wrong,
         decisions=decisions,
         streak=streak,
@@ -114,48 +115,82 @@ def estimate(window: StudentWindow, app_name: str, end_ms: int, window_ms: int) 
     )
 
 
-def _attempts(window: StudentWindow, start_ms: int, end_ms: int) -> list[tuple[int, int, int, int]]:
-    """(time, channel, micro-wrong, micro-attempts), ascending; successes first at one instant.
+def _attempt(metric_type: str, value: int) -> tuple[int, int, int] | None:
+    """(channel, micro-wrong, micro-attempts) of one metric; None where it says nothing.
 
-    An accuracy is both a success and a failure, in shares.
+    An accuracy, written as 0..1 or as 0..100, is one attempt that went wrong in part.
     """
-    found: list[tuple[int, int, int, int]] = []
-    for metric_type in (*SUCCESS_TYPES, ACCURACY_TYPE, *ERROR_TYPES):
-        series = window.series.get(metric_type)
-        if series is None:
-            continue
-        first, last = series.range(start_ms, end_ms)
-        events = zip(series.times[first:last], series.values[first:last], strict=True)
-        if metric_type in ERROR_TYPES:
-            found += [(time_ms, FAILURE, value, value) for time_ms, value in events if value > 0]
-        elif metric_type == ACCURACY_TYPE:
-            found += [(time_ms, GRADED, MICRO - _share(value), MICRO) for time_ms, value in events]
-        elif metric_type == "correct":
-            found += [(time_ms, SUCCESS, 0, value) for time_ms, value in events if value > 0]
+    if metric_type == ACCURACY_TYPE:
+        right = value if value <= MICRO else value // 100
+        return GRADED, MICRO - min(max(right, 0), MICRO), MICRO
+    if value <= 0:
+        return None
+    if metric_type in ERROR_TYPES:
+        return FAILURE, value, value
+    return SUCCESS, 0, value if metric_type == "correct" else MICRO
+
+
+class _Evidence:
+    """Totals of a window, and the newest attempts of each type."""
+
+    __slots__ = ("_newest", "decisions", "failures", "successes", "wrong")
+
+    def __init__(self) -> None:
+        self.wrong = 0
+        self.decisions = 0
+        self.failures = False
+        self.successes = False
+        self._newest: list[tuple[int, int, int, int]] = []
+
+    def add(self, metric_type: str, series: Series, first: int, last: int) -> None:
+        """Adds the metrics of one type."""
+        if first == last:
+            return
+        values = series.values[first:last]
+        if metric_type in (*ERROR_TYPES, "correct") and min(values) > 0:
+            wrong, decisions = 0, sum(values)
+            if metric_type != "correct":
+                wrong = decisions
         else:
-            found += [(time_ms, SUCCESS, 0, MICRO) for time_ms, value in events if value > 0]
-    found.sort()
-    return found
+            attempts = [found for value in values if (found := _attempt(metric_type, value))]
+            wrong = sum([attempt[1] for attempt in attempts])
+            decisions = sum([attempt[2] for attempt in attempts])
+        self.wrong += wrong
+        self.decisions += decisions
+        if decisions:
+            self.failures = self.failures or metric_type not in SUCCESS_TYPES
+            self.successes = self.successes or metric_type not in ERROR_TYPES
+        self._keep_newest(metric_type, series, first, last)
 
+    def _keep_newest(self, metric_type: str, series: Series, first: int, last: int) -> None:
+        """The last 10 attempts, and all of the same instant as the tenth: those have no order."""
+        left = LAST_ATTEMPTS * MICRO
+        oldest_ms = 0
+        for at in range(last - 1, first - 1, -1):
+            time_ms = series.times[at]
+            if left <= 0 and time_ms != oldest_ms:
+                break
+            attempt = _attempt(metric_type, series.values[at])
+            if attempt is not None:
+                self._newest.append((time_ms, *attempt))
+                left -= attempt[2]
+                oldest_ms = time_ms
 
-def _share(accuracy_micro: int) -> int:
-    """An accuracy written as 0..1 or as 0..100, in millionths of the whole."""
-    share = accuracy_micro if accuracy_micro <= MICRO else accuracy_micro // 100
-    return min(max(share, 0), MICRO)
+    def wrong_of_last(self) -> float:
+        """Share of the last 10 attempts that went wrong; 0 where there are none.
 
-
-def _wrong_of_last(attempts: list[tuple[int, int, int, int]]) -> float:
-    """Share of the last 10 attempts that went wrong; 0 where there are none."""
-    left = LAST_ATTEMPTS * MICRO
-    wrong = 0.0
-    for _, _, micro_wrong, micro_attempts in reversed(attempts):
-        taken = min(micro_attempts, left)
-        wrong += micro_wrong * taken / micro_attempts
-        left -= taken
-        if not left:
-            break
-    seen = LAST_ATTEMPTS * MICRO - left
-    return wrong / seen if seen else 0.0
+        At one instant successes come first, as they do for the patterns.
+        """
+        left = LAST_ATTEMPTS * MICRO
+        wrong = 0.0
+        for _, _, micro_wrong, micro_attempts in sorted(self._newest, reverse=True):
+            taken = min(micro_attempts, left)
+            wrong += micro_wrong * taken / micro_attempts
+            left -= taken
+            if not left:
+                break
+        seen = LAST_ATTEMPTS * MICRO - left
+        return wrong / seen if seen else 0.0
 
 
 # --- the logistic function ------------------------------------------------------------------------

@@ -191,7 +191,7 @@ class StudentWindow:
 
     def add(self, metric_type: str, times: list[int], values: array[int], cut_ms: int) -> None:
         """Adds one column; what is at or before `cut_ms` may be forgotten."""
-        self._cached = self.encoded = None
+        self._cached = None
         series = self.series.get(metric_type)
         if series is None:
             series = self.series[metric_type] = Series()

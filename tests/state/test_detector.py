@@ -119,6 +119,30 @@ def test_only_the_last_ten_attempts_count_as_the_last_ten() -> None:
     assert big.contributions[1].value == pytest.approx(0.4)
 
 
+@given(EVENTS)
+def test_the_last_ten_of_all_types_are_found_in_the_tails_of_each(events: list[Event]) -> None:
+    """Against a twin that sorts every attempt of the window."""
+    attempts: list[tuple[int, int, float, float]] = []
+    for kind, time_ms, micro in events:
+        value = micro / MICRO
+        if kind == "accuracy":
+            attempts.append((time_ms, 1, 1 - (value if value <= 1 else value / 100), 1.0))
+        elif value > 0 and kind in ("error", "mistake"):
+            attempts.append((time_ms, 2, value, value))
+        elif value > 0 and kind in ("correct", "completion"):
+            attempts.append((time_ms, 0, 0.0, value if kind == "correct" else 1.0))
+    left, wrong = 10.0, 0.0
+    for _, _, bad, weight in sorted(attempts, reverse=True):
+        taken = min(weight, left)
+        wrong += bad * taken / weight
+        left -= taken
+    expected = wrong / (10.0 - left) if left < 10.0 else 0.0
+    found = judge(events)
+    assert found.contributions[1].value == pytest.approx(expected)
+    assert found.wrong == pytest.approx(sum(attempt[2] for attempt in attempts))
+    assert found.decisions == pytest.approx(sum(attempt[3] for attempt in attempts))
+
+
 def test_the_streak_is_capped() -> None:
     assert judge(answers("x" * 20)).streak == 8
 
