@@ -41,18 +41,20 @@ def print_plain_json(value: Any) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
     """Rows under their headings; `empty` where there are none."""
-    from rich.table import Table
-
-    found = [[str(cell) for cell in row] for row in rows]
+    found = [[_printable(str(cell)) for cell in row] for row in rows]
     if not found:
         print(empty)
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in found:
-        table.add_row(*row)
-    console().print(table)
+    lines = [list(columns), *found]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def _printable(text: str) -> str:
+    """Without what could steer a terminal: names and texts come from others."""
+    return "".join(each if each.isprintable() else " " for each in text)
 
 
 def console() -> Console:
