@@ -14,6 +14,8 @@ from gaia_grpc.state.topics import classroom_metrics
 DEFAULT_INTERVAL_MS = 5_000
 LEAST_PAUSE_S = 0.020
 """Between two updates, so that a busy classroom costs a watcher 50 reads a second at most."""
+WINDOWS_PER_READ = 50
+"""A read can't be interrupted, so a large classroom is read in pieces."""
 
 _Key = tuple[str, str]
 
@@ -73,7 +75,7 @@ class ClassroomWatch:
             request = metrics_pb2.ListAggregatesRequest(
                 classroom_id=self._request.classroom_id,
                 timeline_id=self._request.timeline_id,
-                page_size=self._ingress.limits.max_page_size,
+                page_size=WINDOWS_PER_READ,
                 page_token=page_token,
             )
             query = query_pb2.Query(list_aggregates=request)

@@ -19,6 +19,7 @@ from gaia_grpc.services.error_table import refusal_error
 from gaia_grpc.services.ingress import propose
 
 OVERLOAD_RETRY_MS = 200
+MAX_BATCHES_UNDER_WAY = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +36,21 @@ _Waiting = dict[_Key, "asyncio.Future[HeartbeatAnswer]"]
 
 
 class HeartbeatCollector:
-    """Callers wait in `beat`; a batch is proposed when its time is over or it is full."""
+    """Callers wait in `beat`; a batch is proposed when its time is over or it is full.
+
+    While the cluster has no leader, a few batches wait for one and what comes meanwhile is kept for
+    the next: heartbeats of a whole failover cost a handful of entries.
+    """
 
     def __init__(self, log: ReplicatedLog, config: PeerConfig) -> None:
         self._log = log
         self._collect_s = config.limits.heartbeat_collect_ms / 1000
         self._most = config.limits.max_batch_items
-        self._most_batches = max(1, config.limits.max_concurrent_calls // self._most)
+        self._most_waiting = config.limits.max_concurrent_calls
         self._timeout_s = config.consensus.default_timeout_ms / 1000
         self._waiting: _Waiting = {}
+        self._due = False
+        """What waits may be sent as soon as there is room for another batch."""
         self._timer: asyncio.TimerHandle | None = None
         self._batches: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -52,18 +59,18 @@ class HeartbeatCollector:
         """Returns once the heartbeat is committed; raises what it was refused with."""
         if self._closed:
             raise DrainingError("the peer is stopping; another one will answer")
-        if len(self._batches) > self._most_batches:
-            raise OverloadedError(
-                "too many heartbeats wait at this peer", retry_after_ms=OVERLOAD_RETRY_MS
-            )
         key = (session_id, incarnation)
         future = self._waiting.get(key)
         if future is None:
-            future = self._waiting[key] = asyncio.get_running_loop().create_future()
+            if len(self._waiting) >= self._most_waiting:
+                raise OverloadedError(
+                    "too many heartbeats wait at this peer", retry_after_ms=OVERLOAD_RETRY_MS
+                )
+            loop = asyncio.get_running_loop()
+            future = self._waiting[key] = loop.create_future()
             if len(self._waiting) >= self._most:
                 self._flush()
-            elif self._timer is None:
-                loop = asyncio.get_running_loop()
+            elif self._timer is None and not self._due:
                 self._timer = loop.call_later(self._collect_s, self._flush)
         try:
             async with asyncio.timeout(timeout_s):
@@ -77,11 +84,23 @@ class HeartbeatCollector:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        waiting, self._waiting = self._waiting, {}
-        if waiting:
-            task = asyncio.get_running_loop().create_task(self._send(waiting))
-            self._batches.add(task)
-            task.add_done_callback(self._batches.discard)
+        self._due = True
+        self._send_due()
+
+    def _send_due(self) -> None:
+        """Starts as many batches as may be under way at once."""
+        while self._due and len(self._batches) < MAX_BATCHES_UNDER_WAY:
+            keys = list(self._waiting)[: self._most]
+            batch = {key: self._waiting.pop(key) for key in keys}
+            self._due = bool(self._waiting)
+            if batch:
+                task = asyncio.get_running_loop().create_task(self._send(batch))
+                self._batches.add(task)
+                task.add_done_callback(self._on_sent)
+
+    def _on_sent(self, task: asyncio.Task[None]) -> None:
+        self._batches.discard(task)
+        self._send_due()
 
     async def _send(self, waiting: _Waiting) -> None:
         """Proposes one batch and gives every caller its outcome."""
@@ -109,7 +128,7 @@ class HeartbeatCollector:
         """Sends what was collected and waits for the answers."""
         self._closed = True
         self._flush()
-        if self._batches:
+        while self._batches:
             await asyncio.wait(set(self._batches))
 
 

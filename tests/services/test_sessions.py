@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import grpc
 import pytest
@@ -10,9 +11,18 @@ from gaia.cluster.v1 import cluster_pb2
 from gaia.common.v1 import common_pb2
 from gaia.session.v1 import session_pb2
 
-from gaia_grpc.errors import UnavailableError
+from gaia_grpc.errors import NotFoundError, OverloadedError, UnavailableError
 from gaia_grpc.node.api import ReadConsistency
-from tests.support.served_peer import TIMEOUT_S, ServedPeer, eventually, failure_of, serve_peer
+from gaia_grpc.services.heartbeats import HeartbeatCollector
+from tests.support.fake_node import FakeNode
+from tests.support.served_peer import (
+    TIMEOUT_S,
+    ServedPeer,
+    eventually,
+    failure_of,
+    peer_config,
+    serve_peer,
+)
 
 
 async def test_a_session_registers_with_defaults(peer: ServedPeer) -> None:
@@ -194,6 +204,35 @@ async def test_a_heartbeat_that_is_not_committed_in_time(peer: ServedPeer) -> No
     )
     assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "NO_QUORUM")
     peer.node.answers.set()
+
+
+async def test_heartbeats_of_an_outage_are_a_handful_of_entries() -> None:
+    async with serve_peer(heartbeat_collect_ms=0, max_batch_items=100) as peer:
+        sessions = [await peer.register(f"s{number}") for number in range(30)]
+        before = len(peer.node.commands)
+        peer.node.answers.clear()
+        calls: list[Any] = []
+        for session in sessions:
+            request = session_pb2.HeartbeatRequest(session_id=session.session_id)
+            calls.append(peer.sessions.Heartbeat(request, timeout=TIMEOUT_S))
+            await eventually(lambda: peer.port.interceptor.calls == len(calls))
+        peer.node.answers.set()
+        answers = await asyncio.gather(*calls)
+        assert [answer.session.name for answer in answers] == [f"s{n}" for n in range(30)]
+        assert len(peer.node.commands) - before <= 6
+
+
+async def test_too_many_waiting_heartbeats_are_refused() -> None:
+    node = FakeNode()
+    collector = HeartbeatCollector(node, peer_config(max_concurrent_calls=2))
+    waiting = [asyncio.ensure_future(collector.beat(name, 0, 5.0)) for name in ("a", "b")]
+    await asyncio.sleep(0)
+    with pytest.raises(OverloadedError):
+        await collector.beat("c", 0, 5.0)
+    await collector.close()
+    for future in waiting:
+        with pytest.raises(NotFoundError):
+            await future
 
 
 async def test_a_session_is_removed(peer: ServedPeer) -> None:
