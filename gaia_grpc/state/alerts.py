@@ -36,7 +36,6 @@ from gaia_grpc.state.timelines import LIVE, Key, Timeline, Timelines
 from gaia_grpc.state.windows import StudentWindow
 
 ERRORS_GROUP: Final = "errors"
-ACKNOWLEDGED_MUTES_MS: Final = 300_000
 ID_PREFIX: Final = "alert-"
 TIMER: Final = "alert"
 DEFAULT_EVENTS, MOST_EVENTS = 100, 1_000
@@ -101,6 +100,7 @@ class AlertsTable:
         )
         self._exit_after_ms = settings.milliseconds("alert.exit_after")
         self._cooldown_ms = settings.milliseconds("alert.cooldown")
+        self._mute_ms = settings.milliseconds("alert.acknowledged_mute")
         self._retained = settings.integer("alert.retained_events")
 
     # --- what metrics and time do
@@ -267,7 +267,7 @@ class AlertsTable:
     # --- commands
 
     def acknowledge(self, body: command_pb2.AcknowledgeAlert) -> command_pb2.CommandResult:
-        """A teacher saw it: muted for 5 minutes. The same teacher again changes nothing."""
+        """A teacher saw it: muted for a while. The same teacher again changes nothing."""
         record = self._open_record(body.alert_id, body.teacher_id)
         alert = record.message()
         clock_ms = self._clock_ms(alert.timeline_id)
@@ -275,7 +275,7 @@ class AlertsTable:
         if not again:
             alert.state = alert_pb2.ALERT_STATE_ACKNOWLEDGED
             alert.acknowledged_by = body.teacher_id
-            alert.muted_until_ms = clock_ms + ACKNOWLEDGED_MUTES_MS
+            alert.muted_until_ms = clock_ms + self._mute_ms
             self._emit(record, alert, alert_pb2.ALERT_CHANGE_ACKNOWLEDGED)
         return command_pb2.CommandResult(alert=alert)
 

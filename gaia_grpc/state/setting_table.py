@@ -64,6 +64,8 @@ ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
      "Errors in alert.errors_window that raise excessive_errors."),
     ("alert.critical_streak", "int", "8", "1", "1000",
      "Errors in a row that make an alert critical."),
+    ("alert.acknowledged_mute", "duration", "5m", "0ms", "1d",
+     "How long an acknowledged alert is muted."),
     ("alert.exit_after", "duration", "60s", "0ms", "1h",
      "An alert ends when its pattern has not been seen for this long."),
     # --- locks

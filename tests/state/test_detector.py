@@ -97,6 +97,7 @@ def test_f7_the_golden_table(pattern: str, app: str, expected: float) -> None:
 def test_nothing_known_is_the_base_rate() -> None:
     found = judge([])
     assert (found.confidence, found.base_rate, found.coverage) == (BASE_RATE, BASE_RATE, 0.0)
+    assert judge([("error", WINDOW_MS + 1, MICRO)]) == found
     assert judge([], "math-7").confidence == MATH_BASE_RATE
 
 
