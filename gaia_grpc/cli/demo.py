@@ -41,7 +41,7 @@ def demo(
     if json_output:
         _print_report_json(report)
     else:
-        _print_report(report)
+        _print_report(report, lasting=bool(cluster))
     return 0 if report.reconciled else 1
 
 
@@ -110,7 +110,7 @@ def _figures(report: ClassReport) -> list[tuple[str, str]]:
     ]
 
 
-def _print_report(report: ClassReport) -> None:
+def _print_report(report: ClassReport, *, lasting: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -133,7 +133,8 @@ def _print_report(report: ClassReport) -> None:
         out.print(f"{wrong} of {len(report.rows)} rows do not reconcile", style="bold red")
     else:
         out.print(f"every number reconciles ({len(report.rows)} rows)", style="green")
-    out.print(f"look again: gaia alerts list --timeline {report.timeline_id}")
+    if lasting:
+        out.print(f"look again: gaia alerts list --timeline {report.timeline_id}")
 
 
 def _print_report_json(report: ClassReport) -> None:

@@ -59,7 +59,7 @@ def replay(
     if json_output:
         _print_json(recording, outcome, rows)
     else:
-        _print_summary(recording, outcome, rows)
+        _print_summary(recording, outcome, rows, lasting=bool(cluster))
     return 0 if all(ok for *_, ok in rows) else 1
 
 
@@ -190,7 +190,11 @@ def _rows(recording: Recording, outcome: _Outcome) -> list[tuple[str, str, str, 
 
 
 def _print_summary(
-    recording: Recording, outcome: _Outcome, rows: Sequence[tuple[str, str, str, bool]]
+    recording: Recording,
+    outcome: _Outcome,
+    rows: Sequence[tuple[str, str, str, bool]],
+    *,
+    lasting: bool,
 ) -> None:
     from gaia_grpc.classroom.observe import quantiles
     from gaia_grpc.cli.output import print_table
@@ -231,7 +235,8 @@ def _print_summary(
     )
     for reason, count in sorted(recording.rows_skipped.items()):
         print(f"{count} rows skipped: {reason}")
-    print(f"look again: gaia alerts list --timeline {outcome.timeline_id}")
+    if lasting:
+        print(f"look again: gaia alerts list --timeline {outcome.timeline_id}")
 
 
 def _print_json(
