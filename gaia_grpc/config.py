@@ -33,6 +33,8 @@ class ConsensusConfig:
     max_entries_per_append: int = 512
     max_append_size_bytes: int = 1 << 20
     max_inflight_appends: int = 64
+    max_inflight_partial_appends: int = 2
+    """Appends under way to one follower from which on entries gather for a fuller one."""
     max_pending_proposals: int = 20_000
     """Proposals waiting at one peer; beyond it OVERLOADED with a retry time."""
     max_pending_size_bytes: int = 256 << 20

@@ -162,6 +162,7 @@ class NodeDriver:
                 max_entries_per_append=consensus.max_entries_per_append,
                 max_bytes_per_append=consensus.max_append_size_bytes,
                 max_inflight_appends=consensus.max_inflight_appends,
+                max_inflight_partial_appends=consensus.max_inflight_partial_appends,
             ),
             restored,
             self._draw_timeout,

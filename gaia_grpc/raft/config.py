@@ -25,6 +25,9 @@ class RaftConfig:
     """Of entry data; one entry is always sent, however large."""
     max_inflight_appends: int
     """Appends with entries under way to one follower without an answer."""
+    max_inflight_partial_appends: int = 1 << 20
+    """Once so many are under way, entries that fill no whole append gather until an answer comes:
+    under load appends get fuller, while a lone entry still leaves at once."""
     learners: tuple[NodeId, ...] = ()
     """Get the log, and count in no quorum (thesis 4.2.1)."""
 
@@ -43,7 +46,12 @@ class RaftConfig:
                 "1 <= heartbeat_ticks < election_ticks_min <= election_ticks_max does not hold: "
                 f"{self.heartbeat_ticks}, {self.election_ticks_min}, {self.election_ticks_max}"
             )
-        for limit in ("max_entries_per_append", "max_bytes_per_append", "max_inflight_appends"):
+        for limit in (
+            "max_entries_per_append",
+            "max_bytes_per_append",
+            "max_inflight_appends",
+            "max_inflight_partial_appends",
+        ):
             if getattr(self, limit) < 1:
                 raise ConfigError(f"{limit} must be at least 1")
 

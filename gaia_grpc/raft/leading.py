@@ -150,6 +150,9 @@ def _send_entries(
                 progress.next_index, config.max_entries_per_append, config.max_bytes_per_append
             )
             batches[progress.next_index] = entries
+        is_partial = entries[-1].index == last_index
+        if is_partial and len(progress.window) >= config.max_inflight_partial_appends:
+            break  # the next answer sends them, with what has gathered by then
         _send_append(core, leader, progress, Index(progress.next_index - 1), entries)
         progress.next_index = Index(progress.next_index + len(entries))
         progress.window.append(Index(progress.next_index - 1))
@@ -157,12 +160,14 @@ def _send_entries(
     if sent:
         return
     previous_index = Index(progress.next_index - 1)
+    # A follower learns at once that entries are committed: it serves reads and watches too. While
+    # entries are under way their answer is awaited, and the append that follows it tells.
+    owes_commit = not progress.window and progress.commit_sent < min(
+        core.commit_index, previous_index
+    )
     if progress.heartbeat is Heartbeat.READ:
         _send_append(core, leader, progress, progress.match_index, ())
-    elif progress.heartbeat is Heartbeat.TICK:
-        _send_append(core, leader, progress, previous_index, ())
-    # A follower learns at once that entries are committed: it serves reads and watches too.
-    if progress.commit_sent < min(core.commit_index, previous_index):
+    elif progress.heartbeat is Heartbeat.TICK or owes_commit:
         _send_append(core, leader, progress, previous_index, ())
 
 

@@ -62,6 +62,7 @@ class Options:
     """How often a fault strikes the leader: elections are where the bugs are."""
     max_entries: int
     max_inflight: int
+    max_partial: int
     founded: bool
 
     @classmethod
@@ -95,6 +96,7 @@ class Options:
             at_leader=random.choice((0.0, 0.3, 0.8)),
             max_entries=random.choice((1, 2, 5, 64)),
             max_inflight=random.choice((1, 2, 8)),
+            max_partial=random.choice((1, 2, 8)),
             founded=random.random() < 0.3,
         )
 
@@ -128,6 +130,7 @@ class Simulation:
                     voters,
                     max_entries=self.options.max_entries,
                     max_inflight=self.options.max_inflight,
+                    max_partial=self.options.max_partial,
                 ),
                 MemoryLog(start),
                 self._send,

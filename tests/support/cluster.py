@@ -42,6 +42,7 @@ def make_config(
     max_entries: int = 64,
     max_bytes: int = 1 << 16,
     max_inflight: int = 8,
+    max_partial: int = 1 << 20,
     election_ticks_max: int = 20,
 ) -> RaftConfig:
     return RaftConfig(
@@ -54,6 +55,7 @@ def make_config(
         max_entries_per_append=max_entries,
         max_bytes_per_append=max_bytes,
         max_inflight_appends=max_inflight,
+        max_inflight_partial_appends=max_partial,
     )
 
 

@@ -129,12 +129,19 @@ class TraceCluster:
         term, commit = command.number("term", 0), command.number("commit", 0)
         max_entries = command.number("max_entries", 64)
         max_inflight = command.number("max_inflight", 8)
+        max_partial = command.number("max_partial", 1 << 20)
         self.cluster = Cluster(len(voters))
         for name in voters:
             terms = [int(each) for each in command.text_value(name).split(",") if each]
             stored = restored(*terms, term=max([term, *terms]), commit=min(commit, len(terms)))
             self.cluster.peers[name] = Peer(
-                make_config(name, voters, max_entries=max_entries, max_inflight=max_inflight),
+                make_config(
+                    name,
+                    voters,
+                    max_entries=max_entries,
+                    max_inflight=max_inflight,
+                    max_partial=max_partial,
+                ),
                 MemoryLog(stored),
                 self._send(name),
             )
