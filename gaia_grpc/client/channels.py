@@ -27,6 +27,7 @@ MAX_MESSAGE_SIZE_BYTES = 64 << 20
 
 # Back-off: gRPC's own would leave a restarted peer unreachable for seconds.
 # Own subchannels: two clients in one process must not share a connection's fate.
+# No proxy: HTTP_PROXY is meant for the web, and would catch even loopback addresses.
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
@@ -34,6 +35,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_SIZE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_SIZE_BYTES),
     ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
 )
 
 

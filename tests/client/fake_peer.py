@@ -172,6 +172,10 @@ class _Cluster(cluster_pb2_grpc.ClusterServiceServicer):
         self._peer._note("GetStatus", request, context)
         return self._peer.status
 
+    async def WatchStatus(self, request: Message, context: Any) -> AsyncIterator[Any]:
+        async for message in self._peer.stream("WatchStatus", request, context):
+            yield message
+
 
 async def never(request: Any, context: Context) -> Any:
     """Answers nothing until the caller's deadline."""

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from gaia.session.v1 import session_pb2
 from gaia.task.v1 import task_pb2
+from google.protobuf.message import Message
 
 from gaia_grpc.client import PermanentTaskError, Worker
 from gaia_grpc.errors import AlreadyExistsError
@@ -318,3 +319,117 @@ async def test_a_late_report_is_counted_as_lost(peers: Peers, connect: Connect) 
     async with Worker(client, name="w", handler=grade) as worker:
         await queue.until(lambda: bool(queue.lines("completed t2")))
     assert (worker.counters.lost, worker.counters.completed) == (1, 1)
+
+
+async def test_run_works_until_stop(peers: Peers, connect: Connect) -> None:
+    queue = Queue(peers[0], "t1")
+    client = await connect(peers[0])
+    worker = Worker(client, name="w", handler=grade, heartbeat_interval=30)
+    running = asyncio.create_task(worker.run())
+    await queue.until(lambda: bool(queue.lines("completed")))
+    await worker.stop()
+    await running
+    assert queue.done[-1] == "deregistered 1"
+    assert not queue.lines("heartbeat")
+
+
+async def test_run_that_is_cancelled_deregisters(peers: Peers, connect: Connect) -> None:
+    queue = Queue(peers[0])
+    client = await connect(peers[0])
+    running = asyncio.create_task(Worker(client, name="w", handler=grade).run())
+    await queue.until(lambda: bool(queue.lines("heartbeat")))
+    running.cancel()
+    await asyncio.wait({running})
+    assert running.cancelled()
+    assert queue.done[-1] == "deregistered 1"
+
+
+async def test_errors_of_the_cluster_are_outlived(peers: Peers, connect: Connect) -> None:
+    """Each call fails once in a way that ends nothing; then the work goes on."""
+    queue = Queue(peers[0], "t1", claim_s=0.3)
+    seen: set[str] = set()
+
+    def once(name: str, code: grpc.StatusCode, reason: str) -> None:
+        plain = peers[0].answers[name]
+
+        async def answer(request: Message, context: Context) -> Message:
+            if name not in seen:
+                seen.add(name)
+                await refuse(context, code, reason)
+            return await plain(request, context)
+
+        peers[0].answers[name] = answer
+
+    once("ClaimTasks", grpc.StatusCode.FAILED_PRECONDITION, "SESSION_DEGRADED")
+    once("Heartbeat", grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED")
+    once("ExtendClaim", grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED")
+    once("DeregisterSession", grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
+
+    async def handler(task: task_pb2.Task) -> bytes:
+        await queue.until(lambda: len(queue.lines("extended")) == 1)
+        return b""
+
+    client = await connect(peers[0])
+    async with Worker(client, name="w", handler=handler) as worker:
+        await queue.until(lambda: bool(queue.lines("completed")))
+    assert seen == {"ClaimTasks", "Heartbeat", "ExtendClaim", "DeregisterSession"}
+    assert len(worker.counters.errors) == 4
+    assert worker.counters.registrations == 1
+
+
+async def test_a_claim_that_finds_the_session_failed_registers_again(
+    peers: Peers, connect: Connect
+) -> None:
+    queue = Queue(peers[0], "t1")
+    plain = peers[0].answers["ClaimTasks"]
+
+    async def claim(request: task_pb2.ClaimTasksRequest, context: Context) -> Message:
+        if queue.incarnation == 1:
+            await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "SESSION_FAILED")
+        return await plain(request, context)
+
+    peers[0].answers["ClaimTasks"] = claim
+    client = await connect(peers[0])
+    async with Worker(client, name="w", handler=grade, heartbeat_interval=30) as worker:
+        await queue.until(lambda: bool(queue.lines("completed t1")))
+    assert worker.counters.registrations == 2
+
+
+async def test_registering_again_waits_until_the_name_is_free(
+    peers: Peers, connect: Connect
+) -> None:
+    queue = Queue(peers[0])
+    plain = peers[0].answers["RegisterSession"]
+    refused = 0
+
+    async def register(request: session_pb2.RegisterSessionRequest, context: Context) -> Message:
+        nonlocal refused
+        if queue.incarnation == 1 and refused < 2:
+            refused += 1
+            await refuse(context, grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS")
+        return await plain(request, context)
+
+    peers[0].answers["RegisterSession"] = register
+    client = await connect(peers[0])
+    async with Worker(client, name="w", handler=grade):
+        queue.session_failed = True
+        await queue.until(lambda: bool(queue.lines("registered w 2")))
+    assert refused == 2
+
+
+async def test_an_attempt_whose_report_is_refused_counts_as_lost(
+    peers: Peers, connect: Connect
+) -> None:
+    queue = Queue(peers[0], "t1", "t2")
+    plain = peers[0].answers["CompleteTask"]
+
+    async def complete(request: task_pb2.CompleteTaskRequest, context: Context) -> Message:
+        if request.task_id == "t1":
+            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT")
+        return await plain(request, context)
+
+    peers[0].answers["CompleteTask"] = complete
+    client = await connect(peers[0])
+    async with Worker(client, name="w", handler=grade) as worker:
+        await queue.until(lambda: bool(queue.lines("completed t2")))
+    assert (worker.counters.completed, worker.counters.lost) == (1, 1)

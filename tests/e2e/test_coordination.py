@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import grpc
 import pytest
@@ -13,7 +14,12 @@ from gaia.task.v1 import task_pb2
 
 from gaia_grpc.client import LOCAL, Client
 from gaia_grpc.client.rpc_errors import to_gaia_error
-from gaia_grpc.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
+from gaia_grpc.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+)
 from gaia_grpc.testing import Cluster
 from gaia_grpc.testing.plugin import MakeCluster
 from tests.e2e.support import SHORT_TIMES, eventually, live_session
@@ -218,3 +224,73 @@ async def test_a_terminated_peer_drains_and_exits_with_zero(
     assert await cluster3.aio.terminate(node_id) == 0
     await client3.tasks.enqueue("after-the-drain")
     assert "Traceback" not in cluster3.log(node_id)
+
+
+async def test_session_is_listed_with_its_labels_until_it_deregisters(client3: Client) -> None:
+    registered = (
+        await client3.sessions.register(
+            "scored",
+            specialty="geometry",
+            max_concurrent_tasks=2,
+            provider="listed",
+            labels={"room": "7", "age": "new"},
+        )
+    ).session
+    [listed] = [session async for session in client3.sessions.list(provider="listed", page_size=1)]
+    assert listed.session_id == registered.session_id
+    assert [label.key for label in listed.labels] == ["age", "room"]
+    await client3.sessions.deregister(registered.session_id, incarnation=registered.incarnation)
+    with pytest.raises(NotFoundError):
+        await client3.sessions.get(registered.session_id)
+
+
+async def test_settings_change_through_the_log_on_every_peer(
+    cluster3: Cluster, client3: Client
+) -> None:
+    before = (await client3.cluster.settings()).settings
+    changed = (
+        await client3.cluster.update_settings(
+            {"task.max_retries": "5"}, expected_version=before.version
+        )
+    ).settings
+    assert changed.version > before.version
+    await cluster3.aio.wait_applied_equal()
+    for address in cluster3.addresses:
+        async with Client.connect(address) as one:
+            found = (await one.cluster.settings(consistency=LOCAL)).settings
+            values = {setting.name: setting.value for setting in found.settings}
+            assert values["task.max_retries"] == "5"
+    with pytest.raises(InvalidArgumentError):
+        await client3.cluster.update_settings({"no.such": "1"})
+    with pytest.raises(FailedPreconditionError):
+        await client3.cluster.update_settings(
+            {"task.max_retries": "3"}, expected_version=before.version
+        )
+    await client3.cluster.update_settings({"task.max_retries": "3"})
+
+
+async def test_status_and_log_are_told_by_every_peer(cluster3: Cluster, client3: Client) -> None:
+    answer = await client3.tasks.enqueue("logged")
+    await cluster3.aio.wait_applied_equal()
+    statuses = await client3.cluster.statuses()
+    assert set(statuses) == set(cluster3.addresses)
+    for address, status in statuses.items():
+        assert not isinstance(status, Exception)
+        assert [member.node_id for member in status.peers] == list(cluster3.node_ids)
+        entries = await client3.cluster.log_entries(address=address)
+        assert [entry.index for entry in entries] == list(range(1, len(entries) + 1))
+        assert entries[answer.applied_index - 1].term == answer.term
+
+
+async def test_status_watch_tells_of_the_next_leader(cluster3: Cluster, client3: Client) -> None:
+    leader = await cluster3.aio.leader()
+    follower = await cluster3.aio.follower()
+    async with (
+        asyncio.timeout(15),
+        aclosing(client3.cluster.watch_status(address=cluster3.address(follower))) as watch,
+    ):
+        assert (await anext(watch)).status.leader_id == leader
+        await cluster3.aio.kill(leader)
+        async for update in watch:
+            if update.status.leader_id not in ("", leader):
+                break
