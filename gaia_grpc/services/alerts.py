@@ -11,6 +11,7 @@ from gaia.command.v1 import command_pb2, query_pb2
 from gaia_grpc.services.alert_feed import AlertFeed
 from gaia_grpc.services.deadlines import Context
 from gaia_grpc.services.ingress import Ingress
+from gaia_grpc.services.listing import read_page
 
 
 class AlertService(alert_pb2_grpc.AlertServiceServicer):
@@ -34,9 +35,9 @@ class AlertService(alert_pb2_grpc.AlertServiceServicer):
     ) -> alert_pb2.ListAlertsResponse:
         """Reads a page of alerts."""
         self._ingress.check(request)
-        request.page_size = self._ingress.page_size(request.page_size)
         query = query_pb2.Query(list_alerts=request)
-        return (await self._ingress.query(context, query, request.consistency)).list_alerts
+        page: alert_pb2.ListAlertsResponse = await read_page(self._ingress, context, query)
+        return page
 
     async def AcknowledgeAlert(
         self, request: alert_pb2.AcknowledgeAlertRequest, context: Context

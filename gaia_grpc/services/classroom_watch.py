@@ -14,7 +14,7 @@ from gaia_grpc.state.topics import classroom_metrics
 DEFAULT_INTERVAL_MS = 5_000
 LEAST_PAUSE_S = 0.020
 """Between two updates, so that a busy classroom costs a watcher 50 reads a second at most."""
-WINDOWS_PER_READ = 50
+WINDOWS_PER_READ = 20
 """A read can't be interrupted, so a large classroom is read in pieces."""
 
 _Key = tuple[str, str]

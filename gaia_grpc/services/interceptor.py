@@ -271,7 +271,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._log.error("call failed", error_id=error_id, **fields, exc_info=error)
             return internal_error(error_id)
         wire = to_wire(error, row, leader)
-        level = getattr(self._log, _LEVELS.get(wire.code, "info"))
+        # A peer that stops says so to every stream, which is no news in the log.
+        name = (
+            "debug" if isinstance(error, errors.DrainingError) else _LEVELS.get(wire.code, "info")
+        )
+        level = getattr(self._log, name)
         level("call failed", code=wire.code.name, reason=wire.reason, error=wire.message, **fields)
         return wire
 

@@ -11,6 +11,7 @@ from gaia_grpc.errors import InvalidArgumentError
 from gaia_grpc.services.classroom_watch import ClassroomWatch
 from gaia_grpc.services.deadlines import Context, log_timeout_s
 from gaia_grpc.services.ingress import Ingress
+from gaia_grpc.services.listing import read_page
 from gaia_grpc.services.metric_stream import MetricReader
 from gaia_grpc.services.publishing import Publisher, batch_refusal, invalid_result
 
@@ -78,9 +79,9 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
     ) -> metrics_pb2.ListAggregatesResponse:
         """Reads a page of a classroom's windows."""
         self._ingress.check(request)
-        request.page_size = self._ingress.page_size(request.page_size)
         query = query_pb2.Query(list_aggregates=request)
-        return (await self._ingress.query(context, query, request.consistency)).list_aggregates
+        page: metrics_pb2.ListAggregatesResponse = await read_page(self._ingress, context, query)
+        return page
 
     async def WatchClassroom(
         self, request: metrics_pb2.WatchClassroomRequest, context: Context

@@ -54,7 +54,7 @@ _NOT_SERVED_METHODS: Mapping[str, str] = {
     "gaia.task.v1.TaskService/WatchTasks": "read ListTasks or GetTask meanwhile",
     "gaia.task.v1.TaskService/ExplainAssignment": "read SessionService/ScoreSessions meanwhile",
     "gaia.metrics.v1.MetricsService/GetHistory": "read GetAggregate meanwhile",
-    "gaia.alert.v1.AlertService/SnoozeAlert": "AcknowledgeAlert mutes it for 5 minutes",
+    "gaia.alert.v1.AlertService/SnoozeAlert": "AcknowledgeAlert mutes it for a while",
     "gaia.alert.v1.AlertService/RecordIntervention": "ResolveAlert keeps a note meanwhile",
     "gaia.alert.v1.AlertService/ListInterventions": "nothing records interventions yet",
     "gaia.cluster.v1.ClusterService/AddPeer": "the members are those of the founding",

@@ -8,6 +8,7 @@ from gaia.session.v1 import session_pb2, session_pb2_grpc
 from gaia_grpc.services.deadlines import Context, log_timeout_s
 from gaia_grpc.services.heartbeats import HeartbeatCollector
 from gaia_grpc.services.ingress import Ingress
+from gaia_grpc.services.listing import read_page
 from gaia_grpc.services.settings_cache import SettingsCache
 
 GENERAL = "general"
@@ -86,9 +87,9 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.ListSessionsResponse:
         """Reads a page of sessions."""
         self._ingress.check(request)
-        request.page_size = self._ingress.page_size(request.page_size)
         query = query_pb2.Query(list_sessions=request)
-        return (await self._ingress.query(context, query, request.consistency)).list_sessions
+        page: session_pb2.ListSessionsResponse = await read_page(self._ingress, context, query)
+        return page
 
     async def ScoreSessions(
         self, request: session_pb2.ScoreSessionsRequest, context: Context

@@ -11,6 +11,7 @@ from gaia_grpc.services.claims import ClaimWaits
 from gaia_grpc.services.deadlines import Context, wait_timeout_s
 from gaia_grpc.services.error_table import refusal_error
 from gaia_grpc.services.ingress import Ingress
+from gaia_grpc.services.listing import read_page
 from gaia_grpc.services.task_specs import milliseconds, task_spec
 
 MICRO = 1_000_000
@@ -213,9 +214,9 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
     ) -> task_pb2.ListTasksResponse:
         """Reads a page of tasks."""
         self._ingress.check(request)
-        request.page_size = self._ingress.page_size(request.page_size)
         query = query_pb2.Query(list_tasks=request)
-        return (await self._ingress.query(context, query, request.consistency)).list_tasks
+        page: task_pb2.ListTasksResponse = await read_page(self._ingress, context, query)
+        return page
 
     async def GetQueueStats(
         self, request: task_pb2.GetQueueStatsRequest, context: Context

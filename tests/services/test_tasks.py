@@ -12,6 +12,7 @@ from gaia.task.v1 import task_pb2
 from google.protobuf.duration_pb2 import Duration
 
 from gaia_grpc.errors import UnavailableError
+from gaia_grpc.node.api import ReadConsistency
 from gaia_grpc.services.task_specs import content_digest, milliseconds, task_spec
 from tests.support.served_peer import TIMEOUT_S, ServedPeer, eventually, failure_of, serve_peer
 
@@ -182,6 +183,25 @@ async def test_tasks_are_listed_a_page_at_a_time(peer: ServedPeer) -> None:
     second = await peer.tasks.ListTasks(request, timeout=TIMEOUT_S)
     assert (len(first.tasks), len(second.tasks)) == (2, 1)
     assert second.next_page_token == ""
+
+
+async def test_a_large_page_is_read_in_pieces_and_comes_whole(peer: ServedPeer) -> None:
+    tasks = [task_pb2.NewTask(task_type="t") for _ in range(350)]
+    batch = task_pb2.BatchEnqueueTasksRequest(tasks=tasks)
+    enqueued = (await peer.tasks.BatchEnqueueTasks(batch, timeout=TIMEOUT_S)).tasks
+    peer.node.reads.clear()
+    request = task_pb2.ListTasksRequest(page_size=250)
+    first = await peer.tasks.ListTasks(request, timeout=TIMEOUT_S)
+    assert peer.node.reads == [
+        ReadConsistency.LINEARIZABLE,
+        ReadConsistency.LOCAL,
+        ReadConsistency.LOCAL,
+    ]
+    request.page_token = first.next_page_token
+    second = await peer.tasks.ListTasks(request, timeout=TIMEOUT_S)
+    assert (len(first.tasks), len(second.tasks), second.next_page_token) == (250, 100, "")
+    listed = [task.task_id for task in (*first.tasks, *second.tasks)]
+    assert listed == [task.task_id for task in enqueued]
 
 
 async def test_an_unknown_task_is_not_found(peer: ServedPeer) -> None:
