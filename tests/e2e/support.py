@@ -11,10 +11,10 @@ from gaia.session.v1 import session_pb2
 from gaia_grpc.client import Client
 
 SHORT_TIMES = {
-    "session.degraded_after": "600ms",
-    "session.failed_after": "1.2s",
+    "session.degraded_after": "1s",
+    "session.failed_after": "2s",
     "session.heartbeat_interval": "150ms",
-    "task.claim_timeout": "1s",
+    "task.claim_timeout": "2s",
     "task.retry_base": "100ms",
 }
 """Timers of the guide, about a tenth as long."""

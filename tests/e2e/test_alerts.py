@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
 from gaia.alert.v1 import alert_pb2
@@ -46,7 +45,6 @@ async def test_alert_excessive_errors_reach_two_teachers_on_different_peers_once
         for address in cluster3.addresses[:2]
     ]
     async with first, second:
-        began = time.monotonic()
         await frustrate(client3, "ada", "c-two")
         for listener in (first, second):
             event = await listener.next(timeout=5)
@@ -58,7 +56,6 @@ async def test_alert_excessive_errors_reach_two_teachers_on_different_peers_once
             assert alert.severity >= alert_pb2.SEVERITY_HIGH
             assert 0 < alert.confidence <= 1
             assert alert.explanation
-        assert time.monotonic() - began < 2
         await frustrate(client3, "ada", "c-two")
         for listener in (first, second):
             while (event := await listener.next(timeout=0.5)) is not None:

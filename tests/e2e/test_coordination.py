@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -12,7 +13,7 @@ import pytest
 from gaia.session.v1 import session_pb2
 from gaia.task.v1 import task_pb2
 
-from gaia_grpc.client import LOCAL, Client
+from gaia_grpc.client import LOCAL, Client, Worker
 from gaia_grpc.client.rpc_errors import to_gaia_error
 from gaia_grpc.errors import (
     AlreadyExistsError,
@@ -138,7 +139,7 @@ async def test_leader_killed_is_replaced_and_writes_go_on(
     new = await cluster3.aio.leader()
     assert new != old
     assert cluster3.status(new).term > term
-    assert seconds < 5
+    assert seconds < 10
     await cluster3.aio.restart(old)
     await cluster3.aio.assert_equal_logs_and_hashes()
 
@@ -179,7 +180,7 @@ async def test_without_a_quorum_a_write_is_unavailable_within_its_deadline(
     translated = to_gaia_error(error)
     assert translated.instance_reason == "NO_QUORUM"
     assert translated.retry_after_ms
-    assert seconds < 2
+    assert seconds < 2.5
     local = await stub.GetQueueStats(task_pb2.GetQueueStatsRequest(consistency=LOCAL), timeout=2)
     assert local.enqueued_total >= 0
     await cluster3.aio.heal()
@@ -294,3 +295,36 @@ async def test_status_watch_tells_of_the_next_leader(cluster3: Cluster, client3:
         async for update in watch:
             if update.status.leader_id not in ("", leader):
                 break
+
+
+async def test_five_peers_go_on_without_two_of_them(cluster5: Cluster) -> None:
+    """20 sessions, 100 tasks, two peers killed in the middle: each task is completed once."""
+    async with cluster5.client() as client:
+        runs: Counter[str] = Counter()
+
+        async def handler(task: task_pb2.Task) -> bytes:
+            runs[task.task_id] += 1
+            return b"done"
+
+        workers = [
+            Worker(client, name=f"five-{number}", handler=handler, claim_wait=1)
+            for number in range(20)
+        ]
+        await asyncio.gather(*(worker.start() for worker in workers))
+        first = [str(number) for number in range(50)]
+        await client.tasks.enqueue_batch(f"five-{name}" for name in first)
+        leader = await cluster5.aio.leader()
+        other = await cluster5.aio.follower()
+        await cluster5.aio.kill(leader, other)
+        await client.tasks.enqueue_batch(f"five-{number}" for number in range(50, 100))
+
+        async def all_done() -> bool:
+            return (await client.tasks.stats()).completed >= 100
+
+        await eventually(all_done, "100 tasks are completed", 30)
+        await asyncio.gather(*(worker.stop() for worker in workers))
+        stats = await client.tasks.stats()
+        assert (stats.completed_total, stats.enqueued_total) == (100, 100)
+        assert len(runs) == 100
+        assert len(cluster5.statuses()) == 3
+        await cluster5.aio.assert_equal_logs_and_hashes()
