@@ -176,7 +176,7 @@ def audit_tasks(grading: Grading, facts: TaskFacts) -> list[Row]:
         row("results right", count, facts.right_results),
         row("attempts made to fail = failed and tried again", injected, facts.failed_attempts),
         row(
-            "claims = completions + other ends of a claim",
+            "claims ended (completed, failed, lost) = granted",
             facts.completed_once + facts.failed_attempts + facts.other_ends,
             facts.claims,
             f"{grading.handler_runs} handler runs",
