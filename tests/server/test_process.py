@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 
 TIMEOUT_S = 30.0
+DEBUG = ("PYTHONASYNCIODEBUG", "PYTHONDEVMODE")
+"""With them asyncio reports slow steps on stderr, which is not what is tested here."""
 
 
 def free_port() -> int:
@@ -36,7 +39,7 @@ def serve_arguments(root: Path, client_port: int, *more: str) -> list[str]:
 def process(arguments: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
     running = subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
-        text=True,
+        text=True, env={key: value for key, value in os.environ.items() if key not in DEBUG},
     )  # fmt: skip
     try:
         yield running

@@ -226,7 +226,7 @@ async def test_too_many_waiting_heartbeats_are_refused() -> None:
     node = FakeNode()
     collector = HeartbeatCollector(node, peer_config(max_concurrent_calls=2))
     waiting = [asyncio.ensure_future(collector.beat(name, 0, 5.0)) for name in ("a", "b")]
-    await asyncio.sleep(0)
+    await eventually(lambda: len(collector._waiting) == 2)
     with pytest.raises(OverloadedError):
         await collector.beat("c", 0, 5.0)
     await collector.close()
