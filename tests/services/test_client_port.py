@@ -109,9 +109,8 @@ async def test_failures_of_the_log(
 async def test_a_write_without_answer_ends_within_its_deadline(peer: ServedPeer) -> None:
     peer.node.answers.clear()
     request = task_pb2.EnqueueTaskRequest(task_type="t")
-    started_s = asyncio.get_running_loop().time()
     failure = await failure_of(peer.tasks.EnqueueTask(request, timeout=0.5))
-    assert asyncio.get_running_loop().time() - started_s < 0.5
+    # A late answer would be DEADLINE_EXCEEDED, which the client makes itself.
     assert (failure.code, failure.reason) == (
         grpc.StatusCode.UNAVAILABLE,
         "OUTCOME_UNKNOWN",

@@ -401,9 +401,8 @@ async def test_a_caller_that_goes_away_gives_its_place_free() -> None:
 async def test_a_servicer_that_hangs_is_answered_before_the_deadline() -> None:
     async with serve() as served:
         served.probe.behave = blocking(asyncio.Event())
-        started_s = asyncio.get_running_loop().time()
-        failure = await failure_of(served.call("UnaryUnary", timeout=0.4))
-        assert asyncio.get_running_loop().time() - started_s < 0.4
+        failure = await failure_of(served.call("UnaryUnary", timeout=0.5))
+        # A late answer would be DEADLINE_EXCEEDED, which the client makes itself.
         assert (failure.code, failure.reason) == (
             grpc.StatusCode.UNAVAILABLE,
             "OUTCOME_UNKNOWN",
