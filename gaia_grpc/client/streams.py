@@ -154,6 +154,10 @@ class ResumableStream(Generic[Request, Response]):
         now = asyncio.get_running_loop().time()
         if self._failing_since is None:
             self._failing_since = now
+        if step is Next.RAISE and isinstance(failure, OutcomeUnknownError):
+            # A call gives up on a peer that fails inside again and again; a stream has its cursor
+            # and may well outlive that.
+            step = Next.OTHER_PEER
         if step is Next.RAISE:
             raise failure from cause
         if self._timeout is not None and now - self._failing_since >= self._timeout:

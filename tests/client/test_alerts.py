@@ -126,6 +126,28 @@ async def test_being_closed_for_slowness_is_resumed(peers: Peers, connect: Conne
         assert await take(listener, 3) == [1, 2, 3]
 
 
+async def test_peers_that_fail_inside_again_and_again_are_outlived(
+    peers: Peers, connect: Connect
+) -> None:
+    failures = 0
+
+    async def broken(request: Request, context: Context) -> AsyncIterator[Message]:
+        nonlocal failures
+        failures += 1
+        if failures > 5:
+            events = EventLog(*peers)
+            events.add(request.after_sequence + 1)
+        await refuse(context, grpc.StatusCode.INTERNAL, "INTERNAL")
+        yield Message()
+
+    for peer in peers:
+        peer.streams["SubscribeAlerts"] = broken
+    client = await connect(peers[0])
+    async with client.alerts.listen(after_sequence=0) as listener:
+        assert await take(listener, 1) == [1]
+    assert failures == 6
+
+
 async def test_a_silent_peer_is_given_up(
     peers: Peers, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
