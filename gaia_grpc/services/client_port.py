@@ -33,7 +33,8 @@ def server_arguments(max_message_size_bytes: int) -> ServerArguments:
     return [
         # Without it a second process on the same port starts and gets half of the connections.
         ("grpc.so_reuseport", 0),
-        ("grpc.max_receive_message_length", max_message_size_bytes),
+        # Room for the interceptor to say how much too large a request is.
+        ("grpc.max_receive_message_length", 2 * max_message_size_bytes),
         ("grpc.max_send_message_length", max_message_size_bytes),
         ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),

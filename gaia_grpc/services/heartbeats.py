@@ -13,7 +13,7 @@ from gaia.command.v1 import command_pb2
 from gaia.session.v1 import session_pb2
 
 from gaia_grpc.config import PeerConfig
-from gaia_grpc.errors import DrainingError, GaiaError, OverloadedError, UnavailableError
+from gaia_grpc.errors import DrainingError, GaiaError, OutcomeUnknownError, OverloadedError
 from gaia_grpc.node.api import ReplicatedLog
 from gaia_grpc.services.error_table import refusal_error
 from gaia_grpc.services.ingress import propose
@@ -77,8 +77,7 @@ class HeartbeatCollector:
                 # Shielded: two callers with the same heartbeat share it, and one may go away.
                 return await asyncio.shield(future)
         except TimeoutError as error:
-            # A heartbeat may be repeated at will, so the sharper word is not needed.
-            raise UnavailableError("the heartbeat was not committed in time") from error
+            raise OutcomeUnknownError("no answer in time; send the heartbeat again") from error
 
     def _flush(self) -> None:
         if self._timer is not None:

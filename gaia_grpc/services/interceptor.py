@@ -2,7 +2,8 @@
 
 It wraps all four kinds of handlers and
 
-* turns malformed protobuf into INVALID_ARGUMENT (grpcio alone would answer INTERNAL);
+* turns malformed or too large requests into INVALID_ARGUMENT (grpcio alone would answer INTERNAL,
+  or without details);
 * maps errors by `error_table`, and hides what is a bug behind an error id;
 * names the leader's client address in the trailer `gaia-leader`, on success and on errors;
 * limits calls and streams separately, so that a crowd of watchers can't starve calls;
@@ -54,11 +55,23 @@ _LEVELS: Mapping[grpc.StatusCode, str] = {
 }
 
 
-class Malformed:
-    """Stands for a request that is no protobuf message of its type."""
+class Unreadable:
+    """Stands for a request that could not be read, so that the error can be raised in the call."""
+
+    def __init__(self, reason: str, violation: str) -> None:
+        self.reason = reason
+        self.violation = violation
+
+    def error(self) -> errors.InvalidArgumentError:
+        """What the caller is told."""
+        return errors.InvalidArgumentError(
+            f"the request is not readable: {self.violation}",
+            [errors.FieldViolation("", self.violation)],
+            reason=self.reason,
+        )
 
 
-MALFORMED = Malformed()
+MALFORMED = Unreadable("MALFORMED_PROTOBUF", "malformed protobuf")
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -108,7 +121,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     # --- wrapping ----------------------------------------------------------------------------
 
     def _wrap(self, method: str, handler: Handler) -> Handler:
-        parse = _tolerant(handler.request_deserializer)
+        parse = _tolerant(handler.request_deserializer, self._limits.max_message_size_bytes)
         serialize = handler.response_serializer
         message = self._not_served.get(method)
         refusal = None if message is None else _refuse(message)
@@ -280,12 +293,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return wire
 
 
-def _tolerant(parse: Deserializer | None) -> Deserializer | None:
-    """A deserializer that gives `MALFORMED` where the original raises."""
+def _tolerant(parse: Deserializer | None, most_bytes: int) -> Deserializer | None:
+    """A deserializer that gives an `Unreadable` where the original raises, or is given too much.
+
+    gRPC's own limit lies higher: what exceeds it is refused without details.
+    """
     if parse is None:
         return None
 
     def deserialize(data: bytes) -> Any:
+        if len(data) > most_bytes:
+            violation = f"has {len(data)} bytes, at most {most_bytes} are allowed"
+            return Unreadable("MESSAGE_TOO_LARGE", violation)
         try:
             return parse(data)
         except DecodeError:
@@ -295,25 +314,17 @@ def _tolerant(parse: Deserializer | None) -> Deserializer | None:
 
 
 def _checked(request: Any) -> Any:
-    """The request, or the stream of requests, with `MALFORMED` turned into an error."""
-    if request is MALFORMED:
-        raise _malformed_error()
+    """The request, or the stream of requests, with `Unreadable` turned into its error."""
+    if isinstance(request, Unreadable):
+        raise request.error()
     return _checked_stream(request) if hasattr(request, "__aiter__") else request
 
 
 async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for request in requests:
-        if request is MALFORMED:
-            raise _malformed_error()
+        if isinstance(request, Unreadable):
+            raise request.error()
         yield request
-
-
-def _malformed_error() -> errors.InvalidArgumentError:
-    return errors.InvalidArgumentError(
-        "the request is not a protobuf message of its type",
-        [errors.FieldViolation("", "malformed protobuf")],
-        reason="MALFORMED_PROTOBUF",
-    )
 
 
 def _refuse(message: str) -> Behavior:

@@ -177,6 +177,15 @@ async def test_malformed_protobuf_is_an_invalid_argument(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+async def test_a_request_that_is_too_large_says_how_large(method: str) -> None:
+    async with serve(max_message_size_bytes=100) as served:
+        failure = await failure_of(served.call(method, b"x" * 101))
+        assert failure.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert failure.reason == "MESSAGE_TOO_LARGE"
+        assert failure.violations == {"": "has 101 bytes, at most 100 are allowed"}
+
+
+@pytest.mark.parametrize("method", METHODS)
 async def test_text_that_is_not_utf8_is_an_invalid_argument(method: str) -> None:
     async with serve() as served:
         failure = await failure_of(served.call(method, b"\x1a\x02\xc3\x28"))
