@@ -10,9 +10,9 @@ import pytest
 from gaia.session.v1 import session_pb2, session_pb2_grpc
 from gaia.task.v1 import task_pb2, task_pb2_grpc
 
-from gaia_grpc.services.client_port import ClientPort
+from gaia_grpc.services.drain import Drain
 from gaia_grpc.services.interceptor import CallInterceptor
-from gaia_grpc.services.registry import PublicServices
+from gaia_grpc.services.registry import NOT_SERVED, PublicServices
 from tests.support.fake_node import FakeNode
 from tests.support.served_peer import peer_config
 
@@ -30,8 +30,14 @@ class Peer:
 @pytest.fixture(scope="module")
 def grpc_servicer() -> Peer:
     config = peer_config()
-    port = ClientPort(FakeNode(), config)
-    return Peer(PublicServices(FakeNode(), config), port.interceptor)
+    interceptor = CallInterceptor(
+        leader_address=str,
+        drain=Drain(),
+        limits=config.limits,
+        consensus=config.consensus,
+        not_served=NOT_SERVED,
+    )
+    return Peer(PublicServices(FakeNode(), config), interceptor)
 
 
 @pytest.fixture(scope="module")
