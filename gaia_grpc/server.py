@@ -48,6 +48,8 @@ EXIT_FAILURE = 1
 EXIT_USAGE = 2
 HANDOVER_TIMEOUT_S = 1.0
 PEER_PORT_GRACE_S = 0.2
+NOTICE_S = 0.05
+"""Who watches the health hears NOT_SERVING before its stream ends, and sends no new calls here."""
 RAFT_NAME = raft_pb2.DESCRIPTOR.services_by_name["RaftService"].full_name
 
 log = structlog.get_logger("server")
@@ -127,6 +129,7 @@ class PeerServer:
             await self._run_driver(driver, stop)
             client_port.health.drain()
             peer_port.health.drain()
+            await asyncio.sleep(NOTICE_S)
             await hand_over(driver)
         log.info("stopped", node=config.node_id)
 
