@@ -17,7 +17,6 @@ import shutil
 import signal
 import tempfile
 import time
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +28,7 @@ from gaia.cluster.v1 import cluster_pb2
 from gaia_grpc.client import Client
 from gaia_grpc.errors import ConfigError, StartupError
 from gaia_grpc.testing.aio import AsyncCluster
+from gaia_grpc.testing.guard import GUARD
 from gaia_grpc.testing.probe import Probe
 from gaia_grpc.testing.process import PeerProcess, free_ports, peer_environment
 
@@ -37,8 +37,8 @@ START_ATTEMPTS = 5
 POLL_S = 0.02
 STOP_TIMEOUT_S = 15.0
 
-LIVE: weakref.WeakSet[Cluster] = weakref.WeakSet()
-"""Clusters that are up, whose logs are shown where a test fails."""
+LIVE: set[Cluster] = set()
+"""Clusters that are up: their logs are shown where a test fails, and the guard knows them."""
 
 
 class Cluster:
@@ -101,12 +101,16 @@ class Cluster:
                 text = self.logs()
                 self._remove()
                 raise StartupError(f"the cluster did not start\n{text}") from None
+            except BaseException:  # a test's time limit, Ctrl-C: nothing may stay behind
+                self._remove()
+                raise
             self.start_seconds = time.monotonic() - began
             return self
         raise StartupError("no free ports were found")
 
     def _prepare(self) -> None:
         self._root = Path(tempfile.mkdtemp(prefix="gaia-test-"))
+        GUARD.watch(self._root)
         ports = free_ports(2 * self._count)
         self._peers = {
             f"n{number}": PeerProcess(
@@ -145,6 +149,7 @@ class Cluster:
         LIVE.discard(self)
         if self._root is not None:
             shutil.rmtree(self._root, ignore_errors=True)
+            GUARD.forget(self._root)
         self._root = None
         self._peers = {}
 

@@ -1,8 +1,9 @@
-"""Kills the peers of a test run whose own process is gone, however it went.
+"""Cleans up after a test run whose own process is gone, however it went.
 
-One small helper process per test process reads pids from a pipe. The end of the pipe means that the
-owner has died, also by SIGKILL, and what it still had is killed. PR_SET_PDEATHSIG would not do: it
-fires when the *thread* that started the child ends, and executor threads end with their loop.
+One small helper process per test process reads pids and directories from a pipe. The end of the
+pipe means that the owner has died, also by SIGKILL, and what it still had is killed and removed.
+PR_SET_PDEATHSIG would not do: it fires when the *thread* that started the child ends, and executor
+threads end with their loop.
 """
 
 from __future__ import annotations
@@ -12,19 +13,26 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 _PROGRAM = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-pids = set()
+kept = set()
 for line in sys.stdin:
-    pid = int(line[1:])
-    (pids.add if line[0] == "+" else pids.discard)(pid)
-for pid in pids:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except OSError:
-        pass
+    (kept.add if line[0] == "+" else kept.discard)(line[1:].rstrip("\\n"))
+for pid in kept:
+    if pid.isdigit():
+        try:
+            os.kill(int(pid), signal.SIGKILL)
+        except OSError:
+            pass
+directories = [path for path in kept if not path.isdigit()]
+if directories:
+    import shutil, time
+    time.sleep(0.2)
+    for path in directories:
+        shutil.rmtree(path, ignore_errors=True)
 """
 
 
@@ -35,13 +43,13 @@ class Guard:
         self._lock = threading.Lock()
         self._helper: subprocess.Popen[str] | None = None
 
-    def watch(self, pid: int) -> None:
-        """Kills `pid` when this process ends before `forget`."""
-        self._tell(f"+{pid}\n")
+    def watch(self, what: int | Path) -> None:
+        """Kills a pid, removes a directory, when this process ends before `forget`."""
+        self._tell(f"+{what}\n")
 
-    def forget(self, pid: int) -> None:
-        """`pid` was reaped: its number may belong to another process soon."""
-        self._tell(f"-{pid}\n")
+    def forget(self, what: int | Path) -> None:
+        """It is gone; a reaped pid may belong to another process soon."""
+        self._tell(f"-{what}\n")
 
     def _tell(self, line: str) -> None:
         with self._lock:

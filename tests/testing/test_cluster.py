@@ -96,18 +96,22 @@ def test_logs_and_hashes_that_differ_are_found(
         cluster3.assert_equal_logs_and_hashes()
 
 
-def test_peers_do_not_outlive_a_killed_test_run() -> None:
+def test_peers_do_not_outlive_a_killed_test_run(tmp_path: Path) -> None:
     """The owner gets SIGKILL, so nothing of its own can clean up."""
+    directory = tmp_path / "data"
+    directory.mkdir()
     program = (
         "import subprocess, sys, time\n"
+        "from pathlib import Path\n"
         "from gaia_grpc.testing.guard import GUARD\n"
+        "GUARD.watch(Path(sys.argv[1]))\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
         "GUARD.watch(child.pid)\n"
         "print(child.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
     owner = subprocess.Popen(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program, str(directory)],
         stdout=subprocess.PIPE,
         text=True,
         env=peer_environment(),
@@ -119,6 +123,7 @@ def test_peers_do_not_outlive_a_killed_test_run() -> None:
     owner.kill()
     owner.wait()
     cluster_module.Cluster(1).wait_until(lambda: not is_alive(child), "the child is gone", 10)
+    cluster_module.Cluster(1).wait_until(lambda: not directory.exists(), "its data is gone", 10)
 
 
 def test_peers_do_not_see_the_variables_of_the_test_run(monkeypatch: pytest.MonkeyPatch) -> None:
