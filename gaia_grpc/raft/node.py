@@ -195,6 +195,12 @@ class RaftNode:
         return self._core.leader_id
 
     @property
+    def transfer_to(self) -> NodeId:
+        """Whom this leader is handing over to; `NO_NODE` once that is done or given up."""
+        leader = self._core.role
+        return leader.transfer_to if isinstance(leader, Leader) else NO_NODE
+
+    @property
     def commit_index(self) -> Index:
         return self._core.commit_index
 
