@@ -6,7 +6,7 @@ import asyncio
 import heapq
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gaia_grpc.node.api import Applied
@@ -16,6 +16,8 @@ from gaia_grpc.state.machine import StateMachine
 
 APPLY_SLICE_NS = 2_000_000
 """After this long the loop gets its turn, so that a long catch-up delays no heartbeat."""
+MAX_FORSAKEN_READS = 100
+"""Readers that gave up and are kept in the heap nevertheless, beside as many as still wait."""
 
 
 class ProposalDroppedError(Exception):
@@ -38,9 +40,13 @@ class Applier:
         self.topics = topics
         self.stats = ApplyStats()
         self._committed: deque[Entry] = deque()
-        self._proposals: dict[int, tuple[int, asyncio.Future[Applied]]] = {}
+        self._proposals: dict[int, tuple[int, asyncio.Future[Applied], int]] = {}
+        self.waiting_size_bytes = 0
+        """Bytes of the proposals in the log that are not applied yet."""
         self._reads: list[tuple[int, int, asyncio.Future[None]]] = []
         self._read_number = 0
+        self.waiting_reads = 0
+        self._abandoned: Callable[[], Exception] | None = None
 
     @property
     def behind(self) -> int:
@@ -52,7 +58,7 @@ class Applier:
         """Proposals in the log that are not applied yet."""
         return len(self._proposals)
 
-    def expect(self, entry_id: EntryId, future: asyncio.Future[Applied]) -> None:
+    def expect(self, entry_id: EntryId, future: asyncio.Future[Applied], size_bytes: int) -> None:
         """`future` gets the outcome of the entry, once its index is applied.
 
         It stays right across a change of leader: whatever is committed at that index decides. An
@@ -60,22 +66,34 @@ class Applier:
         then too.
         """
         older = self._proposals.get(entry_id.index)
-        if older is not None and not older[1].done():
-            older[1].set_exception(ProposalDroppedError())
-        self._proposals[entry_id.index] = (entry_id.term, future)
+        if older is not None:
+            self.waiting_size_bytes -= older[2]
+            if not older[1].done():
+                older[1].set_exception(ProposalDroppedError())
+        self._proposals[entry_id.index] = (entry_id.term, future, size_bytes)
+        self.waiting_size_bytes += size_bytes
 
     def committed(self, entries: Sequence[Entry]) -> None:
         """Queues entries to apply."""
         self._committed.extend(entries)
 
     async def wait_applied(self, index: int) -> None:
-        """Returns when `index` is applied."""
+        """Returns when `index` is applied; raises `OutcomeUnknownError` where the peer stops."""
         if self.machine.applied_index >= index:
             return
+        if self._abandoned is not None:
+            raise self._abandoned()
+        if len(self._reads) > 2 * self.waiting_reads + MAX_FORSAKEN_READS:
+            self._reads = [read for read in self._reads if not read[2].done()]
+            heapq.heapify(self._reads)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._read_number += 1
         heapq.heappush(self._reads, (index, self._read_number, future))
-        await future
+        self.waiting_reads += 1
+        try:
+            await future
+        finally:
+            self.waiting_reads -= 1
 
     def run(self) -> bool:
         """Applies for one slice of time; True where more is left."""
@@ -90,8 +108,11 @@ class Applier:
             result = machine.apply(entry.index, int(entry.kind), entry.data)
             count += 1
             waiting = proposals.pop(entry.index, None)
-            if waiting is not None and not waiting[1].done():
-                if waiting[0] == entry.term:
+            if waiting is not None:
+                self.waiting_size_bytes -= waiting[2]
+                if waiting[1].done():
+                    pass
+                elif waiting[0] == entry.term:
                     waiting[1].set_result(Applied(entry.term, entry.index, result))
                 else:
                     waiting[1].set_exception(ProposalDroppedError())
@@ -111,14 +132,16 @@ class Applier:
             if not future.done():
                 future.set_result(None)
 
-    def abandon(self, error: Exception) -> None:
-        """The peer stops: nobody who waits will get another answer."""
+    def abandon(self, error: Callable[[], Exception]) -> None:
+        """The peer stops: nobody who waits, or comes to wait, will get another answer."""
+        self._abandoned = error
         waiting: list[asyncio.Future[Applied] | asyncio.Future[None]] = [
-            future for _, future in self._proposals.values()
+            future for _, future, _ in self._proposals.values()
         ]
         waiting += [future for _, _, future in self._reads]
         self._proposals.clear()
         self._reads.clear()
+        self.waiting_size_bytes = 0
         for future in waiting:
             if not future.done():
-                future.set_exception(error)
+                future.set_exception(error())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable
 
 import structlog
@@ -30,6 +31,7 @@ from gaia_grpc.node.applier import Applier
 from gaia_grpc.node.clock import Clock, SystemClock
 from gaia_grpc.node.engine import Engine
 from gaia_grpc.node.founding import Founder
+from gaia_grpc.node.handover import furthest_reachable, transfer
 from gaia_grpc.node.members import Membership, decode_configuration, latest_configuration
 from gaia_grpc.node.routing import Router
 from gaia_grpc.node.status import status_before_start, status_of, summaries
@@ -55,6 +57,7 @@ FEATURE_LEVEL = 1
 _STATUS_TOPIC = "node/status"
 _LOST_ATTEMPTS = 4
 _HANDOVER_TIMEOUT_S = 1.0
+_FRAME_OVERHEAD_BYTES = 64 << 10
 
 log = structlog.get_logger("gaia.node")
 
@@ -85,7 +88,8 @@ class NodeDriver:
         self._engine: Engine | None = None
         self._router: Router | None = None
         self._heard_ns: dict[NodeId, int] = {}
-        self._writable = False
+        self._breaks: Counter[NodeId] = Counter()
+        self._handed_over = False
 
     # --- life ---
 
@@ -112,11 +116,15 @@ class NodeDriver:
             clock=self._clock,
             peer_uuid=self._identity.peer_uuid,
             boot=self._identity.boot,
+            max_command_size_bytes=(
+                self._config.limits.peer_max_message_size_bytes - _FRAME_OVERHEAD_BYTES
+            ),
             on_role_change=self._on_role_change,
             on_failed=self._on_failed,
         )
         self._router = Router(self._engine, self._transport, self._topics, _STATUS_TOPIC)
         self._engine.start()
+        self._topics.touch((_STATUS_TOPIC,))
 
     async def _found(self) -> None:
         if not self._config.bootstrap:
@@ -173,22 +181,20 @@ class NodeDriver:
         await self.hand_over()
         if self._engine is not None:
             await self._engine.stop()
+            self._topics.touch((_STATUS_TOPIC,))
         await self._transport.close()
 
     async def hand_over(self) -> None:
-        """A leader that is about to stop makes the furthest follower the leader."""
-        engine = self._engine
-        if engine is None or engine.stopped or self._membership is None:
+        """A leader that is about to stop makes the furthest follower the leader; tried once."""
+        if self._engine is None or self._handed_over:
             return
-        core = engine.core
-        if not core.is_ready_leader:
+        self._handed_over = True
+        target = furthest_reachable(self.status())
+        if self._engine.stopped or target is None:
             return
-        others = [node_id for node_id in self._membership.voters if node_id != core.node_id]
-        if not others:
-            return
-        furthest = max(others, key=lambda node_id: (core.match_index(node_id), node_id))
         try:
-            await self.transfer_leadership(furthest, timeout_s=_HANDOVER_TIMEOUT_S)
+            await self.transfer_leadership(target, timeout_s=_HANDOVER_TIMEOUT_S)
+            log.info("handed_over", to=target)
         except GaiaError as error:
             log.warning("handover_failed", message=error.message)
 
@@ -258,16 +264,7 @@ class NodeDriver:
     async def transfer_leadership(self, to_node_id: str, *, timeout_s: float) -> NodeStatus:
         """See `ReplicatedLog.transfer_leadership`; only the leader itself can hand over."""
         engine = self._running_router().engine
-        status = self.status()
-        engine.transfer(NodeId(to_node_id))
-        loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + timeout_s
-        while status.leader_id != to_node_id:
-            remaining_s = deadline_s - loop.time()
-            if remaining_s <= 0:
-                raise UnavailableError(f"leadership did not go to {to_node_id} in time")
-            status = await self.wait_status(status, timeout_s=remaining_s)
-        return status
+        return await transfer(engine, self, NodeId(to_node_id), self._breaks, timeout_s)
 
     # --- InboundHandler ---
 
@@ -291,6 +288,9 @@ class NodeDriver:
         """See `InboundHandler.on_stream_broken`."""
         if self._engine is not None:
             self._engine.report_unreachable(peer)
+            self._heard_ns.pop(peer, None)
+            self._breaks[peer] += 1
+            self._topics.touch((_STATUS_TOPIC,))
 
     def on_leader_gone(self, peer: NodeId, term: Term) -> None:
         """A killed leader is replaced at once.

@@ -21,6 +21,7 @@ from gaia.command.v1 import command_pb2
 from gaia_grpc.config import ConsensusConfig
 from gaia_grpc.errors import (
     GaiaError,
+    InvalidArgumentError,
     InvariantError,
     NotLeaderError,
     OutcomeUnknownError,
@@ -31,8 +32,9 @@ from gaia_grpc.errors import (
 from gaia_grpc.node.api import Applied
 from gaia_grpc.node.applier import Applier
 from gaia_grpc.node.clock import Clock, LogClock
+from gaia_grpc.node.pending import RETRY_AFTER_MS, Proposal, ProposalQueue, ReadFuture, ReadQueue
 from gaia_grpc.node.writer import LogWriter
-from gaia_grpc.raft.effects import Effects, ReadId, RoleChange, RoleName
+from gaia_grpc.raft.effects import Effects, RoleChange, RoleName
 from gaia_grpc.raft.messages import Envelope
 from gaia_grpc.raft.node import RaftNode
 from gaia_grpc.raft.types import NodeId, Term
@@ -41,19 +43,12 @@ from gaia_grpc.storage.api import LogStorage
 from gaia_grpc.transport.api import PeerTransport
 
 MAX_INBOX = 50_000
-_RETRY_AFTER_MS = 50
+MAX_SILENCE_MS = 5_000
+"""A change of leader takes log time back to the last entry, by at most this much while anything is
+due later: else what is hours away would never come in a quiet cluster (faults B17)."""
 _ADVANCE_TIME = command_pb2.Command(advance_time=command_pb2.AdvanceTime()).SerializeToString()
 
 log = structlog.get_logger("gaia.node")
-
-
-@dataclass(slots=True)
-class Proposal:
-    """One command on its way into the log. Once `admitted` its fate is decided by the log."""
-
-    command: bytes
-    future: asyncio.Future[Applied]
-    admitted: bool = False
 
 
 @dataclass(slots=True)
@@ -80,6 +75,7 @@ class Engine:
         clock: Clock,
         peer_uuid: str,
         boot: int,
+        max_command_size_bytes: int,
         on_role_change: Callable[[RoleChange], None],
         on_failed: Callable[[GaiaError], None],
     ) -> None:
@@ -101,14 +97,10 @@ class Engine:
         self._on_failed = on_failed
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[Envelope] = deque()
-        self._proposals: deque[Proposal] = deque()
-        self._proposals_size_bytes = 0
-        self._reads: list[asyncio.Future[tuple[int, int]]] = []
-        self._granting: dict[ReadId, list[asyncio.Future[tuple[int, int]]]] = {}
+        self._proposals = ProposalQueue()
+        self._reads = ReadQueue(peer_uuid, boot, config.max_pending_reads)
         self._after_write: deque[tuple[int, tuple[Envelope, ...]]] = deque()
-        self._peer_uuid = peer_uuid
-        self._boot = boot
-        self._read_counter = 0
+        self._max_command_size_bytes = max_command_size_bytes
         self._tick_due = False
         self._turn_scheduled = False
         self._advance_pending = False
@@ -126,36 +118,39 @@ class Engine:
 
     async def stop(self) -> None:
         """Ends the loop and the writer; what waits gets `OutcomeUnknownError`."""
-        self._halt(OutcomeUnknownError("the peer is stopping; repeat with the same request_id"))
+        self._halt("the peer is stopping")
         await self.writer.stop()
 
     def fail(self, error: GaiaError) -> None:
         """The peer can't go on; whoever runs it is told once."""
         if not self.stopped:
             log.error("peer_failed", reason=error.instance_reason, message=error.message)
-            self._halt(OutcomeUnknownError("the peer failed; repeat with the same request_id"))
+            self._halt("the peer failed")
             self._on_failed(error)
 
-    def _halt(self, error: GaiaError) -> None:
+    def _fail_with(self, error: Exception) -> None:
+        """The boundary of every callback of the loop: a bug ends the peer, visibly."""
+        if isinstance(error, GaiaError):
+            self.fail(error)
+        else:
+            log.error("peer_bug", exc_info=error)
+            self.fail(InvariantError(f"internal error in the peer's loop: {error!r}"))
+
+    def _halt(self, why: str) -> None:
         self.stopped = True
         self.log_clock.stop()
         if self._tick_handle is not None:
             self._tick_handle.cancel()
-        for proposal in self._proposals:
-            if not proposal.future.done():
-                proposal.future.set_exception(UnavailableError("the peer is stopping"))
-        self._proposals.clear()
-        self._drop_reads(self._reads)
-        for futures in self._granting.values():
-            self._drop_reads(futures)
-        self._granting.clear()
-        self.applier.abandon(error)
+        self._inbox.clear()
+        self._proposals.refuse(lambda: UnavailableError(why))
+        self._reads.drop_all(lambda: UnavailableError(why))
+        self.applier.abandon(lambda: OutcomeUnknownError(f"{why}; repeat with the same request_id"))
 
     # --- inputs ---
 
     def on_message(self, envelope: Envelope) -> None:
         """A peer's message; dropped where the inbox is full, which Raft tolerates."""
-        if len(self._inbox) >= MAX_INBOX:
+        if self.stopped or len(self._inbox) >= MAX_INBOX:
             self.stats.inbox_dropped += 1
             return
         self._inbox.append(envelope)
@@ -168,58 +163,72 @@ class Engine:
         applied) or `OutcomeUnknownError`. Raises `OverloadedError`, `ResourceExhaustedError`.
         """
         if self.stopped:
-            raise UnavailableError("the peer is stopping", retry_after_ms=_RETRY_AFTER_MS)
+            raise UnavailableError("the peer is stopping", retry_after_ms=RETRY_AFTER_MS)
+        self.check_size(command)
         if self.disk_full:
             raise ResourceExhaustedError(
                 "the disk of the leader is full", reason="STORAGE_FULL", retry_after_ms=1_000
             )
         waiting = len(self._proposals) + self.applier.waiting_proposals
-        if (
+        size_bytes = self._proposals.size_bytes + self.applier.waiting_size_bytes
+        # A command that is larger than the whole budget passes alone.
+        if waiting and (
             waiting >= self._config.max_pending_proposals
-            or self._proposals_size_bytes + len(command) > self._config.max_pending_size_bytes
+            or size_bytes + len(command) > self._config.max_pending_size_bytes
         ):
-            raise OverloadedError(
-                f"{waiting} proposals are waiting", retry_after_ms=_RETRY_AFTER_MS
-            )
-        proposal = Proposal(command, self._loop.create_future())
-        self._proposals.append(proposal)
-        self._proposals_size_bytes += len(command)
+            raise OverloadedError(f"{waiting} proposals are waiting", retry_after_ms=RETRY_AFTER_MS)
+        proposal = self._proposals.put(command)
         self.wake()
         return proposal
 
-    def read_index(self) -> asyncio.Future[tuple[int, int]]:
+    def check_size(self, command: bytes) -> None:
+        """Raises `InvalidArgumentError` for a command that no frame between peers can hold: in the
+        log it would break the append stream of each follower, again and again."""
+        if len(command) > self._max_command_size_bytes:
+            raise InvalidArgumentError(
+                f"a command of {len(command)} bytes exceeds {self._max_command_size_bytes}",
+                reason="COMMAND_TOO_LARGE",
+            )
+
+    def read_index(self) -> ReadFuture:
         """Asks for (index, log time) from which a linearizable read may be served.
 
-        Many reads share one round. Ends in `NotLeaderError` where leadership is lost.
+        Many reads share one round. Raises `NotLeaderError`, `OverloadedError`; the future ends in
+        `NotLeaderError` where leadership is lost, `UnavailableError` where the peer stops.
         """
-        future: asyncio.Future[tuple[int, int]] = self._loop.create_future()
-        if self.stopped or self.core.role is not RoleName.LEADER:
-            future.set_exception(
-                NotLeaderError("this peer does not lead", leader_id=self.core.leader_id)
-            )
-        elif len(self._reads) >= self._config.max_pending_reads:
-            future.set_exception(
-                OverloadedError("too many reads are waiting", retry_after_ms=_RETRY_AFTER_MS)
-            )
-        else:
-            self._reads.append(future)
-            self.wake()
+        if self.stopped:
+            raise UnavailableError("the peer is stopping", retry_after_ms=RETRY_AFTER_MS)
+        if self.core.role is not RoleName.LEADER:
+            raise self._not_leader()
+        future = self._reads.put()
+        self.wake()
         return future
+
+    def _not_leader(self) -> NotLeaderError:
+        return NotLeaderError("this peer does not lead", leader_id=self.core.leader_id)
 
     def report_unreachable(self, peer: NodeId) -> None:
         """The append stream to `peer` broke."""
-        if not self.stopped:
-            self.core.report_unreachable(peer)
-            self.wake()
+        self._tell_core(self.core.report_unreachable, peer)
 
     def peer_lost(self, peer: NodeId, term: Term) -> None:
         """The process of `peer`, which led `term`, is gone."""
-        if not self.stopped:
-            self.core.peer_lost(peer, term)
-            self.wake()
+        self._tell_core(self.core.peer_lost, peer, term)
+
+    def _tell_core(self, tell: Callable[..., None], *what: object) -> None:
+        if self.stopped:
+            return
+        try:
+            tell(*what)
+        except Exception as error:
+            self._fail_with(error)
+        self.wake()
 
     def transfer(self, to: NodeId) -> None:
-        """Hands leadership over; raises `NotLeaderError` or `InvalidArgumentError`."""
+        """Hands leadership over; raises `NotLeaderError`, `InvalidArgumentError` or
+        `UnavailableError`."""
+        if self.stopped:
+            raise UnavailableError("the peer is stopping", retry_after_ms=RETRY_AFTER_MS)
         self.core.transfer(to)
         self.wake()
 
@@ -229,7 +238,7 @@ class Engine:
         """Makes sure that a turn comes."""
         if not self._turn_scheduled and not self.stopped:
             self._turn_scheduled = True
-            self._loop.call_soon(self._turn)
+            self._loop.call_soon(self._scheduled_turn)
 
     def _schedule_tick(self) -> None:
         self._tick_handle = self._loop.call_later(self._config.tick_ms / 1000, self._on_tick)
@@ -239,8 +248,11 @@ class Engine:
         self.wake()
         self._schedule_tick()
 
-    def _turn(self) -> None:
+    def _scheduled_turn(self) -> None:
         self._turn_scheduled = False
+        self._turn()
+
+    def _turn(self) -> None:
         if self.stopped:
             return
         try:
@@ -257,11 +269,8 @@ class Engine:
             more = self.applier.run()
             if more or self._start_clock() or self.core.has_effects:
                 self.wake()
-        except GaiaError as error:
-            self.fail(error)
-        except Exception as error:  # the boundary of the loop: a bug ends the peer, visibly
-            log.exception("peer_bug")
-            self.fail(InvariantError(f"internal error in the peer's loop: {error!r}"))
+        except Exception as error:
+            self._fail_with(error)
 
     def _drain_inbox(self) -> None:
         inbox, step = self._inbox, self.core.step
@@ -274,50 +283,31 @@ class Engine:
         if core.role is not RoleName.LEADER:
             self._refuse_gathered()
             return
-        if self._reads:
-            self._read_counter += 1
-            read_id = ReadId(self._peer_uuid, self._boot, self._read_counter)
+        read_id = self._reads.start_round()
+        if read_id is not None:
             core.request_read(read_id)
-            self._granting[read_id], self._reads = self._reads, []
         if self._proposals and self.log_clock.running:
             self._admit_proposals()
 
     def _admit_proposals(self) -> None:
-        admitted = [proposal for proposal in self._proposals if not proposal.future.done()]
-        self._proposals.clear()
-        self._proposals_size_bytes = 0
+        admitted = self._proposals.take()
         elapsed_ms, wall_ms = self.log_clock.advance_ms(), self._clock.wall_ms()
+        commands = [stamp(proposal.command, elapsed_ms, wall_ms) for proposal in admitted]
         try:
-            ids = self.core.propose(
-                [stamp(proposal.command, elapsed_ms, wall_ms) for proposal in admitted]
-            )
+            ids = self.core.propose(commands)
         except NotLeaderError as error:  # handing over
             for proposal in admitted:
-                proposal.future.set_exception(error)
+                proposal.future.set_exception(NotLeaderError(error.message))
             return
         self.stats.admitted += len(admitted)
         for entry_id, proposal in zip(ids, admitted, strict=True):
             proposal.admitted = True
-            self.applier.expect(entry_id, proposal.future)
+            self.applier.expect(entry_id, proposal.future, len(proposal.command))
 
     def _refuse_gathered(self) -> None:
         if self._proposals:
-            error = NotLeaderError("this peer does not lead", leader_id=self.core.leader_id)
-            for proposal in self._proposals:
-                if not proposal.future.done():
-                    proposal.future.set_exception(error)
-            self._proposals.clear()
-            self._proposals_size_bytes = 0
-        if self._reads:
-            self._drop_reads(self._reads)
-            self._reads = []
-
-    def _drop_reads(self, futures: list[asyncio.Future[tuple[int, int]]]) -> None:
-        for future in futures:
-            if not future.done():
-                future.set_exception(
-                    NotLeaderError("this peer does not lead", leader_id=self.core.leader_id)
-                )
+            self._proposals.refuse(self._not_leader)
+        self._reads.drop_gathered(self._not_leader)
 
     def _carry_out(self, effects: Effects) -> None:
         send = self._transport.send
@@ -332,12 +322,9 @@ class Engine:
         if effects.committed:
             self.applier.committed(effects.committed)
         for grant in effects.read_grants:
-            elapsed_ms = self._elapsed_ms()
-            for future in self._granting.pop(grant.read_id, ()):
-                if not future.done():
-                    future.set_result((grant.index, elapsed_ms))
+            self._reads.grant(grant.read_id, grant.index, self._elapsed_ms())
         for read_id in effects.reads_dropped:
-            self._drop_reads(self._granting.pop(read_id, []))
+            self._reads.drop(read_id, self._not_leader)
         if effects.role_change is not None:
             self._change_role(effects.role_change)
 
@@ -367,16 +354,21 @@ class Engine:
         return True
 
     def _advance_time(self) -> None:
-        """Proposes AdvanceTime when something is due; one at a time is enough."""
-        if not self.log_clock.running or self._advance_pending or self.disk_full:
+        """Lets log time pass, and proposes AdvanceTime when something is due; one at a time.
+
+        Time passes in each tick, needed or not: what passes in one go is cut to `MAX_ADVANCE_MS`,
+        so an idle leader that did not look would lose all of its idle time.
+        """
+        if not self.log_clock.running:
             return
-        due_ms = self.applier.machine.next_due_ms()
-        if due_ms is None or self.log_clock.advance_ms() < due_ms:
+        now_ms = self.log_clock.advance_ms()
+        machine = self.applier.machine
+        due_ms = machine.next_due_ms()
+        if due_ms is None or now_ms < min(due_ms, machine.elapsed_ms + MAX_SILENCE_MS):
             return
-        proposal = Proposal(_ADVANCE_TIME, self._loop.create_future())
-        proposal.future.add_done_callback(self._advanced)
-        self._advance_pending = True
-        self._proposals.append(proposal)
+        if not self._advance_pending and not self.disk_full:
+            self._advance_pending = True
+            self._proposals.put(_ADVANCE_TIME).future.add_done_callback(self._advanced)
 
     def _advanced(self, future: asyncio.Future[Applied]) -> None:
         self._advance_pending = False
@@ -388,10 +380,13 @@ class Engine:
     def _on_persisted(self, write_number: int) -> None:
         if self.stopped:
             return
-        self.core.persisted(write_number)
-        while self._after_write and self._after_write[0][0] <= write_number:
-            for envelope in self._after_write.popleft()[1]:
-                self._transport.send(envelope)
+        try:
+            self.core.persisted(write_number)
+            while self._after_write and self._after_write[0][0] <= write_number:
+                for envelope in self._after_write.popleft()[1]:
+                    self._transport.send(envelope)
+        except Exception as error:
+            self._fail_with(error)
         self.wake()
 
     def _on_full(self, full: bool) -> None:

@@ -15,7 +15,7 @@ from random import Random
 from gaia.cluster.v1 import cluster_pb2
 from gaia.command.v1 import command_pb2, query_pb2
 
-from gaia_grpc.config import ConsensusConfig, PeerConfig
+from gaia_grpc.config import ConsensusConfig, LimitsConfig, PeerConfig
 from gaia_grpc.node.api import Applied, ReadConsistency
 from gaia_grpc.node.clock import Clock
 from gaia_grpc.node.driver import NodeDriver
@@ -43,6 +43,7 @@ class LocalCluster:
         self.drivers: dict[str, NodeDriver] = {}
         self.directories: dict[str, DataDirectory] = {}
         self.consensus = FAST
+        self.limits = LimitsConfig()
         self.settings: tuple[tuple[str, str], ...] = ()
         self.clocks: dict[str, Clock] = {}
         self.wrap_directory: Callable[[DataDirectory], DataDirectory] = lambda directory: directory
@@ -58,6 +59,7 @@ class LocalCluster:
             bootstrap=bootstrap,
             settings=self.settings,
             consensus=self.consensus,
+            limits=self.limits,
         )
 
     async def start(self, *names: str, config: PeerConfig | None = None) -> None:
