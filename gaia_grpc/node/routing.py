@@ -12,6 +12,7 @@ import asyncio
 
 from gaia_grpc.errors import (
     GaiaError,
+    InvalidArgumentError,
     NotLeaderError,
     OutcomeUnknownError,
     OverloadedError,
@@ -66,9 +67,11 @@ class Router:
 
     async def propose(self, command: bytes, timeout_s: float) -> Applied:
         """See `ReplicatedLog.propose`."""
+        self.engine.check_size(command)
         deadline = _Deadline(timeout_s)
         unknown = False
         while (remaining_s := deadline.remaining_s()) > 0:
+            seen = self._topics.version(self._status_topic)
             try:
                 if self.engine.core.role is RoleName.LEADER:
                     return await self._propose_here(command, remaining_s)
@@ -80,9 +83,16 @@ class Router:
             except (NotLeaderError, ProposalDroppedError):
                 pass
             except UnavailableError:
-                if self.engine.stopped:
+                if self.engine.stopped and not unknown:
                     raise
-            await self._pause(deadline)
+            except GaiaError:
+                # "Definitely not applied" is true of this attempt only.
+                if not unknown:
+                    raise
+                break
+            if self.engine.stopped:
+                break
+            await self._pause(deadline, seen)
         if unknown:
             raise OutcomeUnknownError(
                 "no answer in time; repeat with the same request_id",
@@ -116,6 +126,7 @@ class Router:
         """
         deadline = _Deadline(timeout_s)
         while (remaining_s := deadline.remaining_s()) > 0:
+            seen = self._topics.version(self._status_topic)
             try:
                 async with asyncio.timeout(remaining_s):
                     index, elapsed_ms = await self._read_index(remaining_s)
@@ -126,9 +137,10 @@ class Router:
             except (NotLeaderError, OutcomeUnknownError):
                 pass
             except UnavailableError:
-                if self.engine.stopped:
-                    raise
-            await self._pause(deadline)
+                pass
+            if self.engine.stopped:
+                break
+            await self._pause(deadline, seen)
         raise self._no_quorum()
 
     async def _read_index(self, timeout_s: float) -> tuple[int, int]:
@@ -173,12 +185,14 @@ class Router:
 
     # --- inside ---
 
-    async def _pause(self, deadline: _Deadline) -> None:
-        """Waits for a new leader, or a moment; so that a retry loop never spins."""
+    async def _pause(self, deadline: _Deadline, seen: int) -> None:
+        """Waits for a new leader, or a moment; so that a retry loop never spins.
+
+        `seen` is the version of the status from before the attempt: a leader that changed while it
+        was under way is tried at once.
+        """
         await self._topics.wait(
-            self._status_topic,
-            self._topics.version(self._status_topic),
-            min(_PAUSE_S, max(deadline.remaining_s(), 0.001)),
+            self._status_topic, seen, min(_PAUSE_S, max(deadline.remaining_s(), 0.001))
         )
 
     def _no_quorum(self) -> UnavailableError:
@@ -202,6 +216,8 @@ def _failure(outcome: ForwardedOutcome) -> GaiaError:
             return ResourceExhaustedError(
                 outcome.message, reason=outcome.reason, retry_after_ms=retry_after_ms
             )
+        case InvalidArgumentError.reason | "COMMAND_TOO_LARGE":
+            return InvalidArgumentError(outcome.message, reason=outcome.reason)
         case OutcomeUnknownError.reason:
             return OutcomeUnknownError(outcome.message, retry_after_ms=retry_after_ms)
         case _:
