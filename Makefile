@@ -22,6 +22,8 @@ SEEDS ?= 200
 MINUTES ?= 5
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The C core of grpc reports every connection that breaks; here they break on purpose.
+export GRPC_VERBOSITY ?= NONE
 
 .PHONY: help setup proto proto-check proto-image demo up test check format suite gates race \
         coverage bench sim chaos mutants fit evaluate report screenshots clean
