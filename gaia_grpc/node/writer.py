@@ -131,6 +131,9 @@ class LogWriter:
         except GaiaError as error:
             self._call(self._on_failed, error)
             return False
+        except Exception as error:  # a dead thread would leave a peer that never acknowledges
+            self._call(self._on_failed, StorageFailedError(f"tending the log: {error!r}"))
+            return False
         return True
 
     def _call(self, callback: Callable[[_T], None], argument: _T) -> None:

@@ -92,13 +92,18 @@ class FaultyLog(MemoryLog):
 
     def __init__(self) -> None:
         super().__init__()
-        self.failures: list[GaiaError] = []
+        self.failures: list[Exception] = []
+        self.maintenance_failures: list[Exception] = []
         self.written: list[int] = []
 
     def write(self, batches: Sequence[WriteBatch]) -> None:
         if self.failures:
             raise self.failures.pop(0)
         self.written += [batch.write_number for batch in batches]
+
+    def maintain(self) -> None:
+        if self.maintenance_failures:
+            raise self.maintenance_failures.pop(0)
 
     def read_entries(self, first: Index, count: int) -> tuple[Entry, ...]:
         return ()
@@ -162,8 +167,8 @@ async def test_full_disk_is_told_and_the_write_is_made_when_there_is_space(
     assert heard.persisted == [1]
 
 
-@pytest.mark.parametrize("error", [StorageFailedError("fsync failed")])
-async def test_failed_write_is_never_tried_again(error: GaiaError) -> None:
+@pytest.mark.parametrize("error", [StorageFailedError("fsync failed"), KeyError("a bug")])
+async def test_failed_write_is_never_tried_again(error: Exception) -> None:
     log, heard = FaultyLog(), Heard()
     log.failures = [error]
     writer = heard.make(log)
@@ -172,6 +177,56 @@ async def test_failed_write_is_never_tried_again(error: GaiaError) -> None:
     await asyncio.wait_for(heard.event.wait(), 5)
     writer.submit(WriteBatch(2, None, ()))
     await writer.stop()
-    assert heard.failed == [error]
+    (told,) = heard.failed
+    assert isinstance(told, StorageFailedError)
+    assert told is error or "KeyError" in told.message
     assert heard.persisted == []
     assert log.written == []
+
+
+@pytest.mark.parametrize("error", [StorageFailedError("checkpoint failed"), KeyError("a bug")])
+async def test_failed_housekeeping_ends_the_peer(error: Exception) -> None:
+    """Else the thread is gone, and a peer lives on that never acknowledges anything."""
+    log, heard = FaultyLog(), Heard()
+    log.maintenance_failures = [error]
+    writer = heard.make(log)
+    writer.start()
+    writer.submit(WriteBatch(1, None, ()))
+    async with asyncio.timeout(5):
+        while not heard.failed:
+            heard.event.clear()
+            await heard.event.wait()
+    await writer.stop()
+    assert heard.persisted == [1]
+    assert isinstance(heard.failed[0], StorageFailedError)
+
+
+async def test_housekeeping_without_space_is_left_for_later() -> None:
+    log, heard = FaultyLog(), Heard()
+    log.maintenance_failures = [StorageFullError("full")]
+    writer = heard.make(log)
+    writer.start()
+    for number in (1, 2):
+        heard.event.clear()
+        writer.submit(WriteBatch(number, None, ()))
+        await asyncio.wait_for(heard.event.wait(), 5)
+    await writer.stop()
+    assert log.written == [1, 2]
+    assert heard.failed == []
+    assert heard.full == []
+
+
+async def test_writer_stops_while_the_disk_is_full() -> None:
+    log, heard = FaultyLog(), Heard()
+    log.failures = [StorageFullError("full") for _ in range(1_000)]
+    writer = heard.make(log)
+    writer.start()
+    writer.submit(WriteBatch(1, None, ()))
+    await asyncio.wait_for(heard.event.wait(), 5)
+    await asyncio.wait_for(writer.stop(), 5)
+    assert heard.full == [True]
+    assert heard.persisted == []
+
+
+async def test_writer_that_never_started_stops() -> None:
+    await asyncio.wait_for(Heard().make(FaultyLog()).stop(), 5)
