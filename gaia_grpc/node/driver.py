@@ -17,6 +17,7 @@ from gaia_grpc import __version__
 from gaia_grpc.config import PeerConfig
 from gaia_grpc.errors import (
     GaiaError,
+    OutcomeUnknownError,
     StartupError,
     UnavailableError,
     invariant,
@@ -54,6 +55,8 @@ from gaia_grpc.transport.api import (
 )
 
 FEATURE_LEVEL = 1
+_FOUNDER_ATTEMPTS = 12
+_FOUNDER_STEP_S = 0.025
 _STATUS_TOPIC = "node/status"
 _LOST_ATTEMPTS = 4
 _HANDOVER_TIMEOUT_S = 1.0
@@ -96,10 +99,11 @@ class NodeDriver:
     async def start(self) -> None:
         """Founds or restores, then takes part. The peer port must be served already.
 
-        Raises `StartupError` or `StorageDamagedError`.
+        Raises `StartupError`, `StorageDamagedError`, or what applying the log failed with.
         """
         await self._transport.start(self)
-        if self._directory.is_empty:
+        founded = self._directory.is_empty
+        if founded:
             await self._found()
         self._identity = self._directory.identity()
         restored = self._directory.log.load()
@@ -125,6 +129,22 @@ class NodeDriver:
         self._router = Router(self._engine, self._transport, self._topics, _STATUS_TOPIC)
         self._engine.start()
         self._topics.touch((_STATUS_TOPIC,))
+        if founded and self._identity.node_id == self._membership.voters[0]:
+            self._lead_at_once(self._engine)
+        await self._catch_up(self._engine)
+
+    def _lead_at_once(self, engine: Engine) -> None:
+        """The founder campaigns as soon as the others are there: nobody can lead before it."""
+        loop = asyncio.get_running_loop()
+        for attempt in range(_FOUNDER_ATTEMPTS):
+            loop.call_later(attempt * _FOUNDER_STEP_S, engine.campaign)
+
+    async def _catch_up(self, engine: Engine) -> None:
+        """Whoever says READY has applied what it had on disk, and can apply it."""
+        try:
+            await engine.applier.wait_applied(engine.core.commit_index)
+        except OutcomeUnknownError as error:
+            raise (self.failed.result() if self.failed.done() else error) from None
 
     async def _found(self) -> None:
         if not self._config.bootstrap:

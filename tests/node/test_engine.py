@@ -25,6 +25,7 @@ from gaia_grpc.node.engine import Engine
 from gaia_grpc.raft.effects import RoleName
 from gaia_grpc.raft.messages import Envelope, TimeoutNow
 from gaia_grpc.raft.types import EntryKind, NodeId, Term
+from gaia_grpc.state.machine import StateMachine
 from tests.node.test_parts import HandClock
 from tests.support.local_cluster import (
     FAST,
@@ -318,6 +319,32 @@ async def test_full_disk_refuses_writes_and_serves_again_when_there_is_space(
         assert await read_setting(driver, "task.max_retries") == "3"
         engine._on_full(False)
         await driver.propose(enqueue(0), timeout_s=5)
+
+
+async def test_started_peer_has_applied_what_it_had(tmp_path: Path) -> None:
+    async with running(LocalCluster(tmp_path, ("n1",))) as cluster:
+        await cluster.leader()
+        driver = cluster.drivers["n1"]
+        await asyncio.gather(*(driver.propose(enqueue(0), timeout_s=5) for _ in range(50)))
+        await driver.propose(enqueue(0), timeout_s=5)
+        await cluster.stop("n1")
+        await cluster.start("n1")
+        assert cluster.drivers["n1"].status().applied_index >= 50
+
+
+async def test_peer_that_can_not_apply_its_log_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(LocalCluster(tmp_path, ("n1",))) as cluster:
+        await cluster.leader()
+        await cluster.stop("n1")
+
+        def refuse(self: StateMachine, index: int, kind: int, data: bytes) -> bytes:
+            raise InvariantError(f"entry {index} can't be applied")
+
+        monkeypatch.setattr(StateMachine, "apply", refuse)
+        with pytest.raises(InvariantError, match="entry 1 can't be applied"):
+            await cluster.start("n1")
 
 
 # --- the end ------------------------------------------------------------------------------------
