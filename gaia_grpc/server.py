@@ -30,10 +30,8 @@ from gaia_grpc.config import PeerConfig, split_address
 from gaia_grpc.errors import ConfigError, GaiaError, InvalidArgumentError, StartupError
 from gaia_grpc.logs import configure_logs
 from gaia_grpc.node.driver import NodeDriver
-from gaia_grpc.raft.effects import RoleName
 from gaia_grpc.raft.types import NodeId
 from gaia_grpc.services.client_port import HEALTH_NAME, ClientPort, bind
-from gaia_grpc.services.cluster import furthest_voter
 from gaia_grpc.services.drain import Drain
 from gaia_grpc.services.health import HealthService
 from gaia_grpc.services.interceptor import CallInterceptor
@@ -46,7 +44,6 @@ from gaia_grpc.transport.options import TransportOptions, server_arguments
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
-HANDOVER_TIMEOUT_S = 1.0
 PEER_PORT_GRACE_S = 0.2
 NOTICE_S = 0.05
 """Who watches the health hears NOT_SERVING before its stream ends, and sends no new calls here."""
@@ -130,7 +127,9 @@ class PeerServer:
             client_port.health.drain()
             peer_port.health.drain()
             await asyncio.sleep(NOTICE_S)
-            await hand_over(driver)
+            await driver.hand_over()
+        if driver.failed.done():  # meanwhile: what was not written must not end as a success
+            raise driver.failed.result()
         log.info("stopped", node=config.node_id)
 
     async def _run_driver(self, driver: NodeDriver, stop: asyncio.Event) -> None:
@@ -204,19 +203,6 @@ class PeerPort:
         self._drain.begin()
         await self.health.close()
         await self._server.stop(PEER_PORT_GRACE_S)
-
-
-async def hand_over(driver: NodeDriver) -> None:
-    """Lets another peer lead before this one's clients are sent away."""
-    status = driver.status()
-    if status.role is not RoleName.LEADER or len(status.members) < 2:
-        return
-    try:
-        target = furthest_voter(status)
-        await driver.transfer_leadership(target, timeout_s=HANDOVER_TIMEOUT_S)
-        log.info("leadership handed over", to=target)
-    except GaiaError as error:
-        log.warning("leadership not handed over", reason=error.message)
 
 
 def transport_options(config: PeerConfig) -> TransportOptions:

@@ -311,6 +311,23 @@ async def test_a_peer_that_can_not_go_on_ends(
     await peer.end()
 
 
+async def test_a_peer_that_fails_while_it_stops_ends_with_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(driver: NodeDriver) -> None:
+        if not driver.failed.done():
+            driver.failed.set_result(StorageFailedError("the disk is gone"))
+
+    monkeypatch.setattr(NodeDriver, "hand_over", fail)
+    (config,) = make_configs(tmp_path)
+    peer = Running(config)
+    await peer.ready()
+    peer.stop.set()
+    with pytest.raises(StorageFailedError, match="the disk is gone"):
+        await peer.task
+    await peer.end()
+
+
 # --- serve and run ------------------------------------------------------------------------------
 
 
