@@ -155,6 +155,13 @@ def on_peer_lost(core: Core, peer: NodeId, term: Term) -> None:
         start_pre_vote(core)
 
 
+def on_campaign(core: Core) -> None:
+    """As if the election timeout had run out, where nobody leads and no election is under way."""
+    is_idle = isinstance(core.role, Follower | PreCandidate) and core.leader_id == NO_NODE
+    if is_idle and core.node_id in core.config.voters:
+        start_pre_vote(core)
+
+
 def start_transfer(core: Core, leader: Leader, to_node: NodeId) -> None:
     """Takes no more proposals, catches `to_node` up and tells it to run (thesis 3.10)."""
     if to_node not in core.config.voters:

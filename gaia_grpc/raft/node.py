@@ -112,6 +112,10 @@ class RaftNode:
         """The driver knows that the process of `peer`, seen as leader of `term`, is gone."""
         election.on_peer_lost(self._core, peer, term)
 
+    def campaign(self) -> None:
+        """Stands for election now, if no leader is known: a founder waits for no timeout."""
+        election.on_campaign(self._core)
+
     def transfer(self, to: NodeId) -> None:
         """Hands leadership over to a voter; given up after one election timeout.
 

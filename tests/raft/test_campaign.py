@@ -1,0 +1,40 @@
+"""A founder campaigns without waiting, and disturbs nobody who leads."""
+
+from __future__ import annotations
+
+from gaia_grpc.raft.effects import RoleName
+from gaia_grpc.raft.messages import PreVoteRequest
+from gaia_grpc.raft.node import RaftNode
+from gaia_grpc.raft.types import NodeId
+from tests.support.cluster import make_config, restored
+
+
+def voters(*names: str) -> tuple[NodeId, ...]:
+    return tuple(NodeId(name) for name in names)
+
+
+def node() -> RaftNode:
+    return RaftNode(
+        make_config("n1", voters("n1", "n2", "n3")), restored(1, 1), lambda low, high: high
+    )
+
+
+def test_campaign_asks_at_once_and_again() -> None:
+    core = node()
+    for _ in range(2):
+        core.campaign()
+        asked = [envelope.payload for envelope in core.take_effects().messages]
+        assert [type(payload) for payload in asked] == [PreVoteRequest, PreVoteRequest]
+    assert core.role is RoleName.PRE_CANDIDATE
+
+
+def test_campaign_leaves_a_leader_alone() -> None:
+    core = RaftNode(make_config("n1", voters("n1")), restored(1, 1), lambda low, high: high)
+    core.campaign()
+    write = core.take_effects().write
+    assert write is not None
+    core.persisted(write.write_number)
+    assert core.role is RoleName.LEADER
+    term = core.term
+    core.campaign()
+    assert (core.role, core.term) == (RoleName.LEADER, term)
