@@ -2,8 +2,9 @@
 
 A class on a timeline must give the same alerts at any speed and through any failover. Its clock is
 what the students stamp as `sent_at_ms`, and the cluster's windows end there. So it may not run far
-ahead of an urgent measurement that is still on its way: at 60 times the speed, the half second of
-an election is 30 s of class, enough to push the first errors of a burst out of its 60-s window.
+ahead of a measurement that is not made yet, or of an urgent one that is still on its way: at 60
+times the speed, the half second of an election, or of a machine that is busy elsewhere, is 30 s of
+class, enough to push the first errors of a burst out of its 60-s window.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-LEAD_MS = 2_000
-"""How far the class may go on while an urgent measurement waits for its acknowledgement."""
+LEAD_MS = 5_000
+"""How far the class may go on beyond a measurement that is held."""
 SLICE_S = 0.02
-"""Longest sleep before looking at the clock again while it is held."""
+"""How often to look at the clock again while a hold keeps it from getting there."""
 
 
 class ClassClock:
@@ -60,14 +61,16 @@ class ClassClock:
         now_s = self._now_s()
         target = self._class_ms + (now_s - self._read_at_s) * 1_000.0 * self._speed
         self._read_at_s = now_s
-        limit = float(self._length_ms)
-        if self._held:
-            limit = min(limit, float(min(self._held.values()) + self._lead_ms))
-        reached = max(self._class_ms, min(target, limit))
+        reached = max(self._class_ms, min(target, float(self._limit_ms())))
         if reached < self._length_ms:
             self.held_ms += target - reached
         self._class_ms = reached
         return int(reached)
+
+    def _limit_ms(self) -> int:
+        """How far class time may go now."""
+        held_until = min(self._held.values()) + self._lead_ms if self._held else self._length_ms
+        return min(held_until, self._length_ms)
 
     @property
     def over(self) -> bool:
@@ -82,11 +85,15 @@ class ClassClock:
             if left_ms <= 0:
                 return
             wait_s = left_ms / 1_000.0 / self._speed
-            await asyncio.sleep(min(wait_s, SLICE_S) if self._held else wait_s)
+            await asyncio.sleep(wait_s if goal_ms <= self._limit_ms() else SLICE_S)
 
     @asynccontextmanager
     async def hold(self, at_ms: int) -> AsyncIterator[None]:
-        """Keeps the clock from going more than LEAD_MS beyond `at_ms` inside the block."""
+        """Keeps the clock from going more than LEAD_MS beyond `at_ms` inside the block.
+
+        Who holds a time that is still to come may wait for it: no other hold is in its way for
+        longer than that one takes.
+        """
         self.now_ms()
         self._next_hold += 1
         number = self._next_hold

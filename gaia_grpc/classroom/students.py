@@ -66,8 +66,9 @@ class Desk:
 async def attend(desk: Desk, student_id: str) -> None:
     """One student's class, from the first measurement to the last acknowledgement."""
     for measurement in desk.plan.of_student(student_id):
-        await desk.clock.until(measurement.at_ms)
-        await _measure(desk, measurement)
+        async with desk.clock.hold(measurement.at_ms):
+            await desk.clock.until(measurement.at_ms)
+            await _measure(desk, measurement)
     await desk.clock.until(desk.plan.length_ms)
     for app_name in APPS:
         await desk.buffer(student_id, app_name).close(FLUSH_TIMEOUT_S)
@@ -80,10 +81,9 @@ async def _measure(desk: Desk, measurement: Measurement) -> None:
     if measurement.metric_type != URGENT:
         buffer.record(measurement.metric_type, measurement.value, at_ms)
         return
-    async with desk.clock.hold(measurement.at_ms):
-        recorded_s = time.perf_counter()
-        if measurement.injected:
-            desk.error_times[measurement.student_id, measurement.app_name].append(recorded_s)
-        buffer.record(measurement.metric_type, measurement.value, at_ms)
-        await buffer.flush(FLUSH_TIMEOUT_S)
-        desk.publish_seconds.append(time.perf_counter() - recorded_s)
+    recorded_s = time.perf_counter()
+    if measurement.injected:
+        desk.error_times[measurement.student_id, measurement.app_name].append(recorded_s)
+    buffer.record(measurement.metric_type, measurement.value, at_ms)
+    await buffer.flush(FLUSH_TIMEOUT_S)
+    desk.publish_seconds.append(time.perf_counter() - recorded_s)

@@ -106,7 +106,7 @@ def _figures(report: ClassReport) -> list[tuple[str, str]]:
         ("paper handed in to graded", report.task_cycle.text()),
         ("error recorded to alert received", report.alert.text()),
         ("failovers seen", str(report.failovers)),
-        ("class time that waited for the cluster", f"{report.held_ms / 1_000:.1f} s of class"),
+        ("class time spent waiting for answers", f"{report.held_ms / 1_000:.1f} s of class"),
     ]
 
 

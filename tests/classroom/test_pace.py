@@ -66,6 +66,16 @@ async def test_a_hold_of_the_past_never_turns_the_clock_back() -> None:
         assert clock.now_ms() == 60_000
 
 
+async def test_who_holds_a_time_to_come_gets_there_and_nobody_jumps_over_it() -> None:
+    """A stall of the process may not carry the clock past a measurement that is not made yet."""
+    wall = Wall()
+    clock = make_clock(wall)
+    async with clock.hold(10_000):
+        wall.now_s += 60.0
+        await clock.until(10_000)
+        assert clock.now_ms() == 12_000
+
+
 async def test_until_returns_at_the_time_and_at_once_when_it_has_passed() -> None:
     wall = Wall()
     clock = make_clock(wall, speed=1e9)
