@@ -163,6 +163,38 @@ def test_metrics_and_alerts(gaia: Gaia) -> None:
     assert gaia("metrics", "list", "nowhere")[1].startswith("no metrics of classroom nowhere")
 
 
+def test_an_alert_is_acknowledged_and_resolved(gaia: Gaia) -> None:
+    publish_errors(gaia, "cli-class-2", "cli-eva")
+    alert_id = answer(gaia, "alerts", "--student", "cli-eva", "--json")["alerts"][0]["alertId"]
+    options = (alert_id, "--teacher", "ms-frizzle")
+    assert gaia("alerts", "acknowledge", *options)[1] == f"{alert_id} acknowledged\n"
+    resolved = answer(gaia, "alerts", "resolve", *options, "--note", "talked", "--json")
+    assert (resolved["state"], resolved["acknowledgedBy"]) == ("ALERT_STATE_RESOLVED", "ms-frizzle")
+    watched = gaia("alerts", "watch", "--student", "cli-eva", "--after", "0", "--count", "3")[1]
+    assert [line.split()[1] for line in watched.splitlines()] == [
+        "opened",
+        "acknowledged",
+        "resolved",
+    ]
+    assert gaia("alerts", "resolve", "alert-0", "--teacher", "ms-frizzle")[0] == 1
+
+
+def test_a_task_is_cancelled_and_requeued(gaia: Gaia) -> None:
+    task_id = gaia("tasks", "enqueue", "cli.cancel")[1].split()[0]
+    assert re.search(r"^state +cancelled$", gaia("tasks", "cancel", task_id)[1], re.M)
+    requeued = answer(gaia, "tasks", "requeue", task_id, "--json")
+    assert requeued["state"] == "TASK_STATE_PENDING"
+
+
+def test_scores_put_the_best_session_first(gaia: Gaia) -> None:
+    session_id = register(gaia, "cli-scored")
+    shown = gaia("sessions", "scores", "math")[1]
+    assert re.search(rf"^1.0 +1 +yes +{session_id} +cli-scored ", shown, re.M)
+    scores = answer(gaia, "sessions", "scores", "reading", "--json")["scores"]
+    mine = next(each for each in scores if each["session"]["sessionId"] == session_id)
+    assert mine.get("affinityScore", 0.0) == 0.0
+
+
 def test_settings_are_shown_and_changed(gaia: Gaia) -> None:
     assert gaia("settings", "get", "task.max_retries")[1] == "3\n"
     assert gaia("settings", "set", "task.max_retries=4", "task.retry_base=2s")[1] == (
