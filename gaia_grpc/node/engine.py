@@ -224,6 +224,10 @@ class Engine:
             self._fail_with(error)
         self.wake()
 
+    def campaign(self) -> None:
+        """Stands for election now, if no leader is known."""
+        self._tell_core(self.core.campaign)
+
     def transfer(self, to: NodeId) -> None:
         """Hands leadership over; raises `NotLeaderError`, `InvalidArgumentError` or
         `UnavailableError`."""
