@@ -34,6 +34,7 @@ from gaia_grpc.node.engine import Engine
 from gaia_grpc.node.founding import Founder
 from gaia_grpc.node.handover import furthest_reachable, transfer
 from gaia_grpc.node.members import Membership, decode_configuration, latest_configuration
+from gaia_grpc.node.pending import max_command_size_bytes
 from gaia_grpc.node.routing import Router
 from gaia_grpc.node.status import status_before_start, status_of, summaries
 from gaia_grpc.node.topics import TopicBoard
@@ -60,7 +61,6 @@ _FOUNDER_STEP_S = 0.025
 _STATUS_TOPIC = "node/status"
 _LOST_ATTEMPTS = 4
 _HANDOVER_TIMEOUT_S = 1.0
-_FRAME_OVERHEAD_BYTES = 64 << 10
 
 log = structlog.get_logger("gaia.node")
 
@@ -120,9 +120,7 @@ class NodeDriver:
             clock=self._clock,
             peer_uuid=self._identity.peer_uuid,
             boot=self._identity.boot,
-            max_command_size_bytes=(
-                self._config.limits.peer_max_message_size_bytes - _FRAME_OVERHEAD_BYTES
-            ),
+            max_command_size_bytes=max_command_size_bytes(self._config.limits),
             on_role_change=self._on_role_change,
             on_failed=self._on_failed,
         )

@@ -7,13 +7,27 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gaia_grpc.config import LimitsConfig
 from gaia_grpc.errors import GaiaError, OverloadedError
 from gaia_grpc.node.api import Applied
 from gaia_grpc.raft.effects import ReadId
 
 RETRY_AFTER_MS = 50
+_FRAME_OVERHEAD_BYTES = 64 << 10
 
 ReadFuture = asyncio.Future[tuple[int, int]]
+
+
+def max_command_size_bytes(limits: LimitsConfig) -> int:
+    """What one frame between peers can hold, and no more than a client's message can become.
+
+    The peers stand still while they take a command in: for one of 60 MB longer than an election
+    timeout.
+    """
+    return min(
+        limits.peer_max_message_size_bytes - _FRAME_OVERHEAD_BYTES,
+        2 * limits.max_message_size_bytes,
+    )
 
 
 @dataclass(slots=True)
