@@ -7,11 +7,15 @@ import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
 
-from gaia_grpc.errors import StartupError, UnavailableError
-from gaia_grpc.raft.types import NodeId
+from gaia_grpc.errors import IdentityRefusedError, StartupError, UnavailableError
+from gaia_grpc.node import founding
+from gaia_grpc.node.members import Membership, decode_configuration, latest_configuration
+from gaia_grpc.raft.types import Index, NodeId
 from gaia_grpc.transport.api import Hello, IdentifyRequest, IdentifyResponse
 from gaia_grpc.transport.memory import MemoryTransport
 from tests.support.local_cluster import LocalCluster, change_setting, read_setting, running
@@ -138,3 +142,91 @@ async def test_message_of_another_cluster_is_refused(cluster: LocalCluster) -> N
         replace(hello, to_node=NodeId("n3")),
     ):
         assert cluster.drivers["n2"].accepts(wrong) is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"node_id": NodeId("n3")}, "the address of n2 answers as n3"),
+        ({"listed_peers": ()}, "another --peer list"),
+        ({"settings": (("task.max_retries", "9"),)}, "other --set values"),
+        ({"bootstrapping": False}, "without --bootstrap"),
+        ({"empty": False}, "already holds data of a cluster"),
+    ],
+)
+async def test_founding_is_refused_by_each_wrong_answer(
+    cluster: LocalCluster,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    ask = MemoryTransport.identify
+
+    async def identify(
+        self: MemoryTransport, peer: NodeId, request: IdentifyRequest, timeout_s: float
+    ) -> IdentifyResponse:
+        answer = await ask(self, peer, request, timeout_s)
+        return replace(answer, **change) if peer == "n2" and request.node_id == "n1" else answer
+
+    monkeypatch.setattr(MemoryTransport, "identify", identify)
+    others = [asyncio.create_task(cluster.start(name)) for name in ("n2", "n3")]
+    with pytest.raises(StartupError, match=message):
+        await asyncio.wait_for(cluster.start("n1"), 5)
+    for other in others:
+        other.cancel()
+    await asyncio.wait(others)
+    assert all(directory.is_empty for directory in cluster.directories.values())
+
+
+async def test_founding_that_waits_says_for_whom(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(founding, "_REPORT_EVERY_S", 0.01)
+    with structlog.testing.capture_logs() as logs:
+        waiting = asyncio.create_task(cluster.start("n1"))
+        async with asyncio.timeout(5):
+            while not logs:  # noqa: ASYNC110  # the log has no event
+                await asyncio.sleep(0.005)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+    assert (logs[0]["event"], logs[0]["missing"]) == ("founding_waits", "n2, n3")
+
+
+async def test_bug_in_the_transport_is_not_taken_for_a_missing_peer(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def identify(*_: object) -> IdentifyResponse:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(MemoryTransport, "identify", identify)
+    with pytest.raises(KeyError):
+        await asyncio.wait_for(cluster.start("n1"), 5)
+
+
+async def test_log_of_another_cluster_is_refused(cluster: LocalCluster) -> None:
+    """Somebody copied raft.db over: neither the identity nor the log alone decides."""
+    await cluster.start()
+    entries = cluster.directories["n1"].log.read_entries(Index(1), 1)
+    cluster_id, members = decode_configuration(entries[0].data)
+    with pytest.raises(StartupError, match="is no member of cluster"):
+        Membership(
+            cluster_id,
+            members,
+            node_id=NodeId("n1"),
+            peer_uuid="a copy",
+            peer_addresses={},
+            client_address="",
+        )
+    assert latest_configuration(()) is None
+    assert latest_configuration(entries) == (cluster_id, members)
+
+
+async def test_restarted_peer_is_found_at_its_new_client_address(cluster: LocalCluster) -> None:
+    await cluster.start()
+    driver = cluster.drivers["n2"]
+    hello = replace(cluster.drivers["n1"].hello(NodeId("n2")), client_address="127.0.0.1:9")
+    assert driver.accepts(hello) is None
+    addresses = {member.node_id: member.client_address for member in driver.status().members}
+    assert addresses["n1"] == "127.0.0.1:9"
+    with pytest.raises(IdentityRefusedError):
+        driver.hello(NodeId("n9"))
