@@ -130,7 +130,8 @@ def measure_sync(rounds: int) -> list[float]:
 def _machine() -> str:
     return (
         f"{os.cpu_count()} cores ({platform.machine()}), {platform.system()} "
-        f"{platform.release()}, Python {platform.python_version()}, grpcio {version('grpcio')}"
+        f"{platform.release()}, Python {platform.python_version()}, grpcio {version('grpcio')}; "
+        f"load average before the run {os.getloadavg()[0]:.1f}"
     )
 
 
