@@ -12,6 +12,22 @@ import time
 from typing import Protocol
 
 MAX_ADVANCE_MS = 500
+MAX_SILENCE_MS = 5_000
+MAX_IDLE_SILENCE_MS = 60_000
+
+
+def entry_needed_ms(written_ms: int, due_ms: int | None) -> int:
+    """The log time at which the log needs an entry, if none comes by itself.
+
+    `written_ms` is that of the last entry, `due_ms` when the state machine waits for one. A change
+    of leader takes log time back to the last entry. So it is written every `MAX_SILENCE_MS` while
+    anything is due later, or what is hours away would never come in a quiet cluster whose leaders
+    change (faults B17); and every `MAX_IDLE_SILENCE_MS` otherwise, or windows that have aged out
+    would be seen again.
+    """
+    if due_ms is None:
+        return written_ms + MAX_IDLE_SILENCE_MS
+    return min(due_ms, written_ms + MAX_SILENCE_MS)
 
 
 class Clock(Protocol):

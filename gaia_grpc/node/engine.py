@@ -31,7 +31,7 @@ from gaia_grpc.errors import (
 )
 from gaia_grpc.node.api import Applied
 from gaia_grpc.node.applier import Applier
-from gaia_grpc.node.clock import Clock, LogClock
+from gaia_grpc.node.clock import Clock, LogClock, entry_needed_ms
 from gaia_grpc.node.pending import RETRY_AFTER_MS, Proposal, ProposalQueue, ReadFuture, ReadQueue
 from gaia_grpc.node.writer import LogWriter
 from gaia_grpc.raft.effects import Effects, RoleChange, RoleName
@@ -43,9 +43,6 @@ from gaia_grpc.storage.api import LogStorage
 from gaia_grpc.transport.api import PeerTransport
 
 MAX_INBOX = 50_000
-MAX_SILENCE_MS = 5_000
-"""A change of leader takes log time back to the last entry, by at most this much while anything is
-due later: else what is hours away would never come in a quiet cluster (faults B17)."""
 _ADVANCE_TIME = command_pb2.Command(advance_time=command_pb2.AdvanceTime()).SerializeToString()
 
 log = structlog.get_logger("gaia.node")
@@ -169,7 +166,9 @@ class Engine:
             raise ResourceExhaustedError(
                 "the disk of the leader is full", reason="STORAGE_FULL", retry_after_ms=1_000
             )
-        waiting = len(self._proposals) + self.applier.waiting_proposals
+        # Followers commit what the disk of a slow leader does not hold yet: that is bounded too.
+        not_durable = self.core.last_index - self.core.durable_index
+        waiting = len(self._proposals) + max(self.applier.waiting_proposals, not_durable)
         size_bytes = self._proposals.size_bytes + self.applier.waiting_size_bytes
         # A command that is larger than the whole budget passes alone.
         if waiting and (
@@ -295,6 +294,8 @@ class Engine:
 
     def _admit_proposals(self) -> None:
         admitted = self._proposals.take()
+        if not admitted:
+            return
         elapsed_ms, wall_ms = self.log_clock.advance_ms(), self._clock.wall_ms()
         commands = [stamp(proposal.command, elapsed_ms, wall_ms) for proposal in admitted]
         try:
@@ -358,7 +359,7 @@ class Engine:
         return True
 
     def _advance_time(self) -> None:
-        """Lets log time pass, and proposes AdvanceTime when something is due; one at a time.
+        """Lets log time pass, and proposes AdvanceTime when it is needed; one at a time.
 
         Time passes in each tick, needed or not: what passes in one go is cut to `MAX_ADVANCE_MS`,
         so an idle leader that did not look would lose all of its idle time.
@@ -367,10 +368,8 @@ class Engine:
             return
         now_ms = self.log_clock.advance_ms()
         machine = self.applier.machine
-        due_ms = machine.next_due_ms()
-        if due_ms is None or now_ms < min(due_ms, machine.elapsed_ms + MAX_SILENCE_MS):
-            return
-        if not self._advance_pending and not self.disk_full:
+        needed = now_ms >= entry_needed_ms(machine.elapsed_ms, machine.next_due_ms())
+        if needed and not self._advance_pending and not self.disk_full:
             self._advance_pending = True
             self._proposals.put(_ADVANCE_TIME).future.add_done_callback(self._advanced)
 

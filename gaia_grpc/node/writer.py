@@ -52,8 +52,8 @@ class LogWriter:
         self._on_persisted = on_persisted
         self._on_full = on_full
         self._on_failed = on_failed
-        # Bounded by the core: it owes at most one write a turn, and what a turn holds is bounded by
-        # the limits on pending proposals and on append frames.
+        # Bounded from outside: a follower gets no more than the leader's window, and a leader takes
+        # no more proposals than `max_pending_proposals` that are not on its own disk.
         self._queue: queue.SimpleQueue[WriteBatch | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None

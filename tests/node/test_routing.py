@@ -29,14 +29,15 @@ from gaia_grpc.transport.api import (
     ReadIndexGrant,
 )
 from gaia_grpc.transport.memory import MemoryTransport
-from tests.node.test_engine import engine_of, until
 from tests.support.local_cluster import (
     FAST,
     LocalCluster,
     change_setting,
+    engine_of,
     read_setting,
     result_of,
     running,
+    until,
 )
 
 COMMAND = change_setting("task.max_retries", "4", "r1")

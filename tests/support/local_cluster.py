@@ -19,6 +19,7 @@ from gaia_grpc.config import ConsensusConfig, LimitsConfig, PeerConfig
 from gaia_grpc.node.api import Applied, ReadConsistency
 from gaia_grpc.node.clock import Clock
 from gaia_grpc.node.driver import NodeDriver
+from gaia_grpc.node.engine import Engine
 from gaia_grpc.raft.effects import RoleName
 from gaia_grpc.raft.types import NodeId
 from gaia_grpc.storage.directory import DataDirectory
@@ -161,3 +162,25 @@ async def read_setting(
 def result_of(applied: Applied) -> command_pb2.CommandResult:
     """The decoded result."""
     return command_pb2.CommandResult.FromString(applied.result)
+
+
+def engine_of(driver: NodeDriver) -> Engine:
+    """The loop of a driver that has started."""
+    assert driver._engine is not None
+    return driver._engine
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    """Waits for what has no event; fails after the timeout."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110  # what is waited for has no event
+            await asyncio.sleep(0.002)
+
+
+def enqueue(delay_ms: int) -> bytes:
+    """A command that enqueues one task."""
+    return command_pb2.Command(
+        enqueue_tasks=command_pb2.EnqueueTasks(
+            tasks=[command_pb2.TaskSpec(task_type="t", delay_ms=delay_ms)]
+        )
+    ).SerializeToString()
