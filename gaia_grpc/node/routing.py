@@ -25,6 +25,7 @@ from gaia_grpc.node.engine import Engine
 from gaia_grpc.node.topics import TopicBoard
 from gaia_grpc.raft.effects import RoleName
 from gaia_grpc.raft.types import NO_NODE, Index, NodeId, Term
+from gaia_grpc.state.stamp import check_command
 from gaia_grpc.transport.api import (
     AppliedCommand,
     ForwardedCall,
@@ -169,6 +170,7 @@ class Router:
                 async with asyncio.timeout(timeout_s):
                     index, elapsed_ms = await self.engine.read_index()
                 return ReadIndexGrant(Index(index), elapsed_ms)
+            check_command(call.command)
             applied = await self._propose_here(call.command, timeout_s)
             return AppliedCommand(Term(applied.term), Index(applied.index), applied.result)
         except ProposalDroppedError:

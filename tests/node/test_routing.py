@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gaia.command.v1 import command_pb2
 
 from gaia_grpc.errors import (
     GaiaError,
@@ -183,6 +184,28 @@ async def test_forwarded_call_is_not_forwarded_again(cluster: LocalCluster) -> N
         outcome = await follower.on_forward(ForwardedCall(command, 1_000))
         assert isinstance(outcome, ForwardFailure)
         assert (outcome.reason, outcome.leader_id) == ("NOT_LEADER", await cluster.leader())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        b"",
+        b"\xff\xff",
+        command_pb2.Command(principal="nobody").SerializeToString(),
+        b"\xca\x3e\x02\x08\x01",  # a body with a number that no version has
+    ],
+)
+async def test_forwarded_bytes_that_are_no_command_stay_out_of_the_log(
+    cluster: LocalCluster, command: bytes
+) -> None:
+    """In the log they stopped every peer for good."""
+    driver = cluster.drivers[await cluster.leader()]
+    before = await cluster.agree()
+    outcome = await driver.on_forward(ForwardedCall(command, 5_000))
+    assert isinstance(outcome, ForwardFailure)
+    assert outcome.reason == InvalidArgumentError.reason
+    assert await cluster.agree() == before
+    await driver.propose(COMMAND, timeout_s=5)
 
 
 @pytest.mark.parametrize("command", [COMMAND, None])
