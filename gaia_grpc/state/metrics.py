@@ -98,6 +98,8 @@ class MetricsTable:
             source_epoch=batch.source_epoch,
             sequence=batch.sequence,
         )
+        if not 0 <= batch.sent_at_ms <= MAX_TIME_MS:
+            return _refuse(result, "INVALID_ARGUMENT", "sent_at_ms is no time")
         verdict = self._sources.admit(
             batch.source_id, batch.source_epoch, batch.sequence, batch.content_digest
         )
@@ -292,8 +294,6 @@ def _decode(batch: command_pb2.PackedBatch) -> list[Column] | None:
 
     It is looked at all the same: what apply can't digest would stop every peer at this entry.
     """
-    if not 0 <= batch.sent_at_ms <= MAX_TIME_MS:
-        return None
     columns: list[Column] = []
     total = 0
     for packed in batch.columns:
