@@ -12,7 +12,7 @@ DIGEST = b"d" * 32
 
 
 def command(request_id: str = "r1", digest: bytes = DIGEST, **fields: Any) -> dict[str, Any]:
-    if not {"register_session", "advance_time"} & set(fields):
+    if not {"register_session", "advance_time", "update_settings"} & set(fields):
         fields["enqueue_tasks"] = {"tasks": [{"task_type": "grade"}]}
     return {
         "request_id": request_id,
@@ -97,6 +97,15 @@ def test_a_full_table_refuses_and_evicts_nothing() -> None:
     assert log.do(**command("a")).repeated_from_index > 0
     log.advance(901_000)
     assert log.do(**command("c")).repeated_from_index == 0
+
+
+def test_the_limit_of_a_full_table_can_be_raised() -> None:
+    log = Log(("request.max_entries", "1"))
+    log.do(**command("a"))
+    assert log.refuse(**command("b")).reason == "REQUEST_TABLE_FULL"
+    changes = [{"name": "request.max_entries", "value": "9"}]
+    log.do(**command("raise", update_settings={"changes": changes}))
+    assert log.do(**command("b")).repeated_from_index == 0
 
 
 def test_commands_without_an_id_keep_nothing() -> None:
