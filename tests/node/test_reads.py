@@ -23,6 +23,7 @@ from tests.support.local_cluster import (
     read_setting,
     result_of,
     running,
+    until,
 )
 
 SETTING = "task.claim_timeout"
@@ -36,6 +37,12 @@ class History:
     acknowledged: int = FIRST
     seen: int = FIRST
     reads: int = 0
+    attempts: int = 0
+
+    async def go_on(self, attempts: int) -> None:
+        """Returns after so many more attempts to read, whatever became of them."""
+        end = self.attempts + attempts
+        await until(lambda: self.attempts >= end, timeout_s=30)
 
 
 async def write(cluster: LocalCluster, history: History, random: Random) -> None:
@@ -62,6 +69,7 @@ async def read(cluster: LocalCluster, history: History, random: Random) -> None:
             assert least <= value <= history.begun, f"{name} read {value} after {least}"
             history.seen = max(history.seen, value)
             history.reads += 1
+        history.attempts += 1
         await asyncio.sleep(0.001)
 
 
@@ -71,23 +79,23 @@ def milliseconds(text: str) -> int:
     return round(float(text.removesuffix("s")) * 1000)
 
 
-async def disturb(cluster: LocalCluster, random: Random, rounds: int) -> None:
+async def disturb(cluster: LocalCluster, history: History, random: Random, rounds: int) -> None:
     for _ in range(rounds):
-        await asyncio.sleep(random.uniform(0.05, 0.25))
+        await history.go_on(random.randint(20, 100))
         name = random.choice(cluster.names)
         others = [NodeId(each) for each in cluster.names if each != name]
         match random.randrange(3):
             case 0:
                 cluster.network.isolate(NodeId(name), others)
-                await asyncio.sleep(random.uniform(0.05, 0.4))
+                await history.go_on(random.randint(5, 40))
                 cluster.network.heal()
             case 1:
                 cluster.network.cut(NodeId(name), others[random.randrange(2)])
-                await asyncio.sleep(random.uniform(0.05, 0.4))
+                await history.go_on(random.randint(5, 40))
                 cluster.network.heal()
             case _:
                 await cluster.crash(name)
-                await asyncio.sleep(random.uniform(0.0, 0.2))
+                await history.go_on(random.randint(0, 20))
                 await cluster.start(name)
 
 
@@ -104,7 +112,7 @@ async def test_read_sees_all_that_was_acknowledged_before_it(tmp_path: Path, see
                 group.create_task(write(cluster, history, random)),
                 *(group.create_task(read(cluster, history, random)) for _ in range(4)),
             ]
-            await disturb(cluster, random, 10)
+            await disturb(cluster, history, random, 10)
             for task in tasks:
                 task.cancel()
         await cluster.leader()
