@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import grpc
 import structlog
@@ -100,7 +101,13 @@ class ClientPort:
         if ended:
             self._log.info("streams ended", count=ended)
         grace_s = self._config.limits.drain_timeout_ms / 1000
-        # Streams need a moment to say where they ended; stop() would cut them at once with 0.
+        if self.interceptor.calls or self.interceptor.streams:
+            # Until here a new call is told DRAINING. Once the server stops, gRPC cancels calls that
+            # come before the client has heard of it, and CANCELLED leaves their outcome open.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_s):
+                    await self.interceptor.idle.wait()
+        # Answers and the ends of streams need a moment to leave; with 0 they would be cut off.
         await self._server.stop(max(grace_s, 0.1))
         try:
             async with asyncio.timeout(max(grace_s, 0.1)):

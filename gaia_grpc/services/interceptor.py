@@ -90,6 +90,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """`not_served` maps full method names to what to say; `bypass_prefix` is left unwrapped."""
         self.calls = 0
         self.streams = 0
+        self.idle = asyncio.Event()
+        """Set once a drain has begun and nothing is running any more."""
         self._leader_address = leader_address
         self._drain = drain
         self._limits = limits
@@ -159,6 +161,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     ) from error
                 finally:
                     self.calls -= 1
+                    self._note_idle()
             except grpc.aio.AbortError:
                 raise
             except Exception as error:
@@ -231,6 +234,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         return serve
 
+    def _note_idle(self) -> None:
+        if self._drain.started and not self.calls and not self.streams:
+            self.idle.set()
+
     # --- limits ------------------------------------------------------------------------------
 
     def _admit_call(self) -> None:
@@ -257,6 +264,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             yield
         finally:
             self.streams -= 1
+            self._note_idle()
 
     # --- errors ------------------------------------------------------------------------------
 

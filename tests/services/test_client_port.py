@@ -237,7 +237,7 @@ async def test_calls_in_flight_finish_and_new_ones_go_elsewhere() -> None:
         stopping = asyncio.ensure_future(peer.port.stop())
         await eventually(lambda: peer.port.drain.started)
         failure = await failure_of(peer.register())
-        assert failure.code is grpc.StatusCode.UNAVAILABLE
+        assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
         peer.node.answers.set()
         assert (await held).task.task_id
         await stopping
