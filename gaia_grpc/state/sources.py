@@ -89,25 +89,30 @@ class EpochRecord:
         """Keeps a batch that `find` called NEW."""
         if sequence > self.high_water:
             # The slots of those that were jumped over still hold sequences `kept` earlier.
-            jumped = max(self.high_water + 1, sequence - self.kept + 1)
-            for skipped in range(jumped, sequence):
-                self._put(skipped, _ABSENT, grow=False)
+            self._clear(max(self.high_water + 1, sequence - self.kept + 1), sequence)
             self.high_water = sequence
         slot = (
             digest[:_DIGEST_BYTES].ljust(_DIGEST_BYTES, b"\0")
             + accepted_count.to_bytes(2, "little")
             + late_count.to_bytes(2, "little")
         )
-        self._put(sequence, slot, grow=True)
-
-    def _put(self, sequence: int, slot: bytes, *, grow: bool) -> None:
         at = sequence % self.kept * _SLOT_BYTES
         missing = at + _SLOT_BYTES - len(self.slots)
         if missing > 0:
-            if not grow:
-                return
             self.slots += _ABSENT * (missing // _SLOT_BYTES)
         self.slots[at : at + _SLOT_BYTES] = slot
+
+    def _clear(self, first: int, end: int) -> None:
+        """Empties the slots of `first <= sequence < end`, fewer than are kept: as at most two runs
+        of the ring, since a client chooses how far it jumps, a thousand times in one command."""
+        start = first % self.kept
+        stop = start + end - first
+        used = len(self.slots) // _SLOT_BYTES
+        for low, high in ((start, min(stop, self.kept)), (0, stop - self.kept)):
+            count = min(high, used) - low
+            if count > 0:
+                at = low * _SLOT_BYTES
+                self.slots[at : at + count * _SLOT_BYTES] = _ABSENT * count
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from hashlib import sha256
 
 import pytest
@@ -105,6 +106,25 @@ def test_a_far_jump_costs_no_more_than_the_kept_sequences() -> None:
     take(table, 2**62)
     assert take(table, 2**62).admission is Admission.DUPLICATE
     assert take(table, 1).admission is Admission.TOO_OLD
+
+
+def test_a_jump_takes_no_step_for_each_sequence() -> None:
+    """A thousand jumps in one command held every peer up for 25 s."""
+    table = Sources()
+    kept = 65_536
+    take(table, kept - 1, kept=kept)  # the whole ring is used
+    steps = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal steps
+        steps += 1
+
+    sys.setprofile(count)
+    try:
+        take(table, 3 * kept)
+    finally:
+        sys.setprofile(None)
+    assert steps < 100
 
 
 def test_an_older_epoch_is_served_while_its_record_is_kept() -> None:
