@@ -145,14 +145,14 @@ class TaskFlow:
         self.enter(task)
         self.serve(holder)
 
-    def complete(self, task: Task, result: bytes) -> None:
-        """The task is done."""
+    def complete(self, task: Task, result: bytes) -> Session | None:
+        """The task is done; who held it may have room for more, and is to be served."""
         holder = self._end_claim(task, task_pb2.TASK_EVENT_KIND_COMPLETED)
         task.result = result
         self._store.finish(task, task_pb2.TASK_STATE_COMPLETED)
         self._store.completed_total += 1
         self._store.retain(task)
-        self.serve(holder)
+        return holder
 
     def cancel(self, task: Task, reason: str) -> None:
         """The task is called off, in whichever open state it is."""

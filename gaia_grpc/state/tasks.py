@@ -17,6 +17,7 @@ from gaia_grpc.state import refusal
 from gaia_grpc.state.affinity import GENERAL
 from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
 from gaia_grpc.state.refusal import Refused, refused
+from gaia_grpc.state.session_record import Session
 from gaia_grpc.state.sessions import SessionTable
 from gaia_grpc.state.task_claims import TaskClaims
 from gaia_grpc.state.task_flow import TaskFlow
@@ -166,22 +167,21 @@ class TaskTable:
     def complete(self, body: command_pb2.CompleteTasks) -> command_pb2.CommandResult:
         """Each completion has an outcome of its own."""
         outcomes = []
+        holder: Session | None = None
         for completion in body.completions:
             try:
-                task = self._complete(body.session_id, completion)
+                task = self._store.existing(completion.task_id)
+                token = completion.claim_token
+                if not _ended_so(task, token, body.session_id, task_pb2.TASK_EVENT_KIND_COMPLETED):
+                    self._check_claim(task, token, body.session_id)
+                    holder = self._flow.complete(task, completion.result)
                 outcomes.append(command_pb2.CompletionResult(task=task.message()))
             except Refused as no:
                 outcomes.append(command_pb2.CompletionResult(refusal=no.refusal))
+        # Once for all: each of a thousand completions would look at each of its waits.
+        self._flow.serve(holder)
         results = command_pb2.CompletionResults(outcomes=outcomes)
         return command_pb2.CommandResult(completions=results)
-
-    def _complete(self, session_id: str, completion: task_pb2.Completion) -> Task:
-        task = self._store.existing(completion.task_id)
-        token = completion.claim_token
-        if not _ended_so(task, token, session_id, task_pb2.TASK_EVENT_KIND_COMPLETED):
-            self._check_claim(task, token, session_id)
-            self._flow.complete(task, completion.result)
-        return task
 
     def fail(self, body: command_pb2.FailTask) -> command_pb2.CommandResult:
         """Ends the attempt; repeating it with the same token changes nothing."""

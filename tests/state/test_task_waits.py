@@ -9,6 +9,7 @@ from gaia.task.v1 import task_pb2
 
 from gaia_grpc.errors import InvariantError
 from gaia_grpc.state import topics
+from gaia_grpc.state.task_index import PendingIndex
 from gaia_grpc.state.task_waits import WaitList
 from tests.state.harness import Log
 
@@ -30,6 +31,28 @@ def test_an_enqueue_grants_the_oldest_waiter_and_wakes_only_it() -> None:
     assert log.waited(waiters[0]).tasks[0].payload == b"x"
     assert [log.waited(waiter).waiting for waiter in waiters[1:]] == [True, True]
     assert log.stats().waiting_claims == 2
+
+
+def test_a_batch_of_completions_looks_at_each_wait_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """900 completions beside 3,000 waits of their session held every peer up for a minute."""
+    log = Log()
+    session = log.register("worker", capacity=50)
+    for _ in range(40):
+        log.enqueue("grade")
+    tasks = log.claim(session, 40)
+    waiters = [log.wait(session, task_types=["other"]) for _ in range(30)]
+    looked = 0
+    best = PendingIndex.best
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        nonlocal looked
+        looked += 1
+        return best(*arguments, **named)
+
+    monkeypatch.setattr(PendingIndex, "best", counted)
+    done = [{"task_id": task.task_id, "claim_token": task.claim_token} for task in tasks]
+    log.do(complete_tasks={"session_id": session, "completions": done})
+    assert looked <= len(waiters)
 
 
 def test_a_wait_of_0_answers_at_once() -> None:
