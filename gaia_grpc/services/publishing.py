@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,9 +15,13 @@ from gaia_grpc import errors
 from gaia_grpc.services.ingress import Ingress, propose
 from gaia_grpc.services.settings_cache import SettingsCache
 from gaia_grpc.state.packing import Packing, pack_batch
+from gaia_grpc.state.patterns import ERROR_TYPES
 
 MAX_METRICS_PER_COMMAND = 20_000
 """Applying an entry can't be interrupted, so a large request becomes several entries."""
+MAX_ERROR_BATCHES_PER_COMMAND = 8
+"""Of one student in one app: each looks through that window for patterns. A thousand in one entry
+would keep every peer from its heartbeats for seconds."""
 PACK_SLICE_NS = 2_000_000
 """After this long of packing the loop gets its turn: peers wait for heartbeats."""
 
@@ -77,17 +82,23 @@ class Publisher:
 
 
 def split(packings: Sequence[Packing]) -> list[list[Packing]]:
-    """Groups in the order of the request, each of one batch or of a bounded number of metrics."""
+    """Groups in the order of the request, each of one batch or of bounded work to apply."""
     groups: list[list[Packing]] = []
     room = 0
+    with_errors: Counter[tuple[str, str, str]] = Counter()
     for packing in packings:
+        batch = packing.batch
+        window = (batch.timeline_id, batch.student_id, batch.app_name)
         # 8 bytes a value.
-        count = sum(len(column.values_micro) // 8 for column in packing.batch.columns)
-        if not groups or count > room:
+        count = sum(len(column.values_micro) // 8 for column in batch.columns)
+        if not groups or count > room or with_errors[window] >= MAX_ERROR_BATCHES_PER_COMMAND:
             groups.append([])
             room = MAX_METRICS_PER_COMMAND
+            with_errors.clear()
         groups[-1].append(packing)
         room -= count
+        if any(column.metric_type in ERROR_TYPES for column in batch.columns):
+            with_errors[window] += 1
     return groups
 
 

@@ -135,6 +135,20 @@ def test_batches_are_split_by_their_valid_metrics() -> None:
     assert split([]) == []
 
 
+def test_a_command_holds_few_batches_of_errors_of_one_student() -> None:
+    """A thousand in one entry held every peer up for seconds, so that no leader could stay one."""
+    batches = []
+    for number in range(20):
+        batch = make_batch(number + 1, student_id="ada" if number % 2 else f"student-{number}")
+        batch.metrics[0].metric_type = "error"
+        batches.append(batch)
+    batches += [make_batch(number + 21) for number in range(20)]
+    packings = [pack_batch(batch, max_future_ms=0) for batch in batches]
+    groups = split(packings)
+    assert [packing for group in groups for packing in group] == packings
+    assert [len(group) for group in groups] == [17, 23]
+
+
 async def test_windows_of_a_classroom_are_listed_a_page_at_a_time(peer: ServedPeer) -> None:
     await publish(peer, make_batch(), make_batch(2, student_id="bob", source_id="app-2"))
     request = metrics_pb2.ListAggregatesRequest(classroom_id="room-1", page_size=1)
