@@ -67,6 +67,22 @@ def test_no_retries_means_one_attempt() -> None:
     assert log.fail(log.claim(session)[0]).state == FAILED
 
 
+@pytest.mark.parametrize("verb", ["fail_task", "release_task"])
+def test_an_accepted_end_is_repeated_after_another_claim(verb: str) -> None:
+    """A peer that proposes again after a change of leader was told STALE_CLAIM: "not applied"."""
+    log = Log(("task.retry_base", "0ms"))
+    first, second = log.register("first"), log.register("second")
+    log.enqueue()
+    (task,) = log.claim(first)
+    log.do(**{verb: log.held(task)})
+    (again,) = log.claim(second)
+    before = log.task(task.task_id)
+    repeated = log.do(**{verb: log.held(task)}).tasks.tasks[0]
+    assert (repeated.claimed_by, repeated.claim_token) == (second, again.claim_token)
+    assert log.task(task.task_id) == before
+    assert log.refuse(**{verb: {**log.held(task), "session_id": second}}).reason == "STALE_CLAIM"
+
+
 def test_repeating_a_failure_with_its_token_counts_it_once() -> None:
     log = Log()
     session = log.register("worker")
