@@ -1,13 +1,15 @@
 """Claims that wait: the waiter is in the log, its caller is here.
 
 The wait is cancelled in the log when the caller goes away or its time is over; what was granted in
-between and could not be delivered is released by that, uncounted.
+between and could not be delivered is released by that, uncounted. A caller may also go while its
+claim is still on the way into the log: then the wait is cancelled as soon as its id is known.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 import structlog
 from gaia.command.v1 import command_pb2, query_pb2
@@ -15,7 +17,7 @@ from gaia.task.v1 import task_pb2
 
 from gaia_grpc.errors import GaiaError
 from gaia_grpc.node.api import ReadConsistency
-from gaia_grpc.services.ingress import Ingress, propose, read
+from gaia_grpc.services.ingress import Ingress, Outcome, propose, read
 from gaia_grpc.state.topics import claim_wait
 
 
@@ -25,7 +27,26 @@ class ClaimWaits:
     def __init__(self, ingress: Ingress) -> None:
         self._ingress = ingress
         self._cancellations: set[asyncio.Task[None]] = set()
+        self._submissions: set[asyncio.Task[Outcome]] = set()
         self._log: structlog.typing.FilteringBoundLogger = structlog.get_logger("services")
+
+    async def submit(self, submission: Coroutine[Any, Any, Outcome]) -> Outcome:
+        """The outcome of a claim; where its caller goes first, its wait is cancelled later."""
+        task = asyncio.get_running_loop().create_task(submission)
+        self._submissions.add(task)
+        task.add_done_callback(self._submissions.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(self._forsaken)
+            raise
+
+    def _forsaken(self, task: asyncio.Task[Outcome]) -> None:
+        if task.cancelled() or task.exception() is not None:
+            return  # a repeated request learns what became of it, or the wait runs out
+        waiter_id = task.result().result.claim.waiter_id
+        if waiter_id:
+            self._cancel_later(waiter_id)
 
     async def wait(self, waiter_id: int, timeout_s: float) -> Sequence[task_pb2.Task]:
         """What the waiter was granted within the timeout; empty where it was nothing."""
@@ -78,6 +99,9 @@ class ClaimWaits:
             )
 
     async def close(self) -> None:
-        """Waits for cancellations under way."""
+        """Waits for claims and cancellations under way."""
+        if self._submissions:
+            await asyncio.wait(set(self._submissions))
+            await asyncio.sleep(0)  # callbacks of the last begin their cancellations
         if self._cancellations:
             await asyncio.wait(set(self._cancellations))

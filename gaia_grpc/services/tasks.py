@@ -75,8 +75,8 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
         digest_body = command_pb2.Command(claim_tasks=body)
         body.wait_ms = milliseconds(request.wait)
         command = command_pb2.Command(claim_tasks=body)
-        outcome = await self._ingress.submit(
-            context, command, request.request_id, digest_body=digest_body
+        outcome = await self._waits.submit(
+            self._ingress.submit(context, command, request.request_id, digest_body=digest_body)
         )
         claim = outcome.result.claim
         tasks: Sequence[task_pb2.Task] = claim.tasks

@@ -268,6 +268,21 @@ async def test_a_caller_that_is_gone_cancels_its_wait(peer: ServedPeer) -> None:
     assert len((await claim(peer, session)).tasks) == 1
 
 
+async def test_a_caller_that_goes_before_its_wait_is_known_cancels_it_too(peer: ServedPeer) -> None:
+    """Such a wait stayed in the log, took a task for nobody and held it for task.claim_timeout."""
+    session = await peer.register()
+    peer.node.answers.clear()
+    request = task_pb2.ClaimTasksRequest(session_id=session.session_id, wait=Duration(seconds=30))
+    call = peer.tasks.ClaimTasks(request, timeout=TIMEOUT_S)
+    await eventually(lambda: peer.node.commands[-1].HasField("claim_tasks"))
+    call.cancel()
+    await eventually(lambda: peer.port.interceptor.calls == 0)
+    peer.node.answers.set()
+    await eventually(lambda: peer.node.commands[-1].HasField("cancel_claim_wait"))
+    await enqueue(peer)
+    assert len((await claim(peer, session)).tasks) == 1
+
+
 async def test_a_wait_that_can_not_be_cancelled_runs_out_by_itself(peer: ServedPeer) -> None:
     session = await peer.register()
     request = task_pb2.ClaimTasksRequest(session_id=session.session_id, wait=Duration(seconds=3))
