@@ -32,6 +32,7 @@ from gaia_grpc.errors import (
 from gaia_grpc.node.api import Applied
 from gaia_grpc.node.applier import Applier
 from gaia_grpc.node.clock import Clock, LogClock, entry_needed_ms
+from gaia_grpc.node.outbox import Outbox
 from gaia_grpc.node.pending import RETRY_AFTER_MS, Proposal, ProposalQueue, ReadFuture, ReadQueue
 from gaia_grpc.node.writer import LogWriter
 from gaia_grpc.raft.effects import Effects, RoleChange, RoleName
@@ -89,7 +90,7 @@ class Engine:
         )
         self._clock = clock
         self._config = config
-        self._transport = transport
+        self._outbox = Outbox(transport.send)
         self._on_role_change = on_role_change
         self._on_failed = on_failed
         self._loop = asyncio.get_running_loop()
@@ -139,6 +140,7 @@ class Engine:
         if self._tick_handle is not None:
             self._tick_handle.cancel()
         self._inbox.clear()
+        self._outbox.close()
         self._proposals.refuse(lambda: UnavailableError(why))
         self._reads.drop_all(lambda: UnavailableError(why))
         self.applier.abandon(lambda: OutcomeUnknownError(f"{why}; repeat with the same request_id"))
@@ -315,7 +317,7 @@ class Engine:
         self._reads.drop_gathered(self._not_leader)
 
     def _carry_out(self, effects: Effects) -> None:
-        send = self._transport.send
+        send = self._outbox.send
         for envelope in effects.messages:
             send(envelope)
         if effects.write is not None:
@@ -387,7 +389,7 @@ class Engine:
             self.core.persisted(write_number)
             while self._after_write and self._after_write[0][0] <= write_number:
                 for envelope in self._after_write.popleft()[1]:
-                    self._transport.send(envelope)
+                    self._outbox.send(envelope)
         except Exception as error:
             self._fail_with(error)
         self.wake()
