@@ -9,9 +9,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from gaia_grpc.errors import invariant
 from gaia_grpc.node.api import Applied
 from gaia_grpc.node.topics import TopicBoard
-from gaia_grpc.raft.types import Entry, EntryId
+from gaia_grpc.raft.messages import AppendRequest, Envelope, StateChecksum
+from gaia_grpc.raft.types import Entry, EntryId, Index
 from gaia_grpc.state.machine import StateMachine
 
 APPLY_SLICE_NS = 2_000_000
@@ -72,6 +74,29 @@ class Applier:
                 older[1].set_exception(ProposalDroppedError())
         self._proposals[entry_id.index] = (entry_id.term, future, size_bytes)
         self.waiting_size_bytes += size_bytes
+
+    def checksum(self) -> StateChecksum | None:
+        """What a leader tells of its state; None before anything was applied."""
+        known = self.machine.state_hash()
+        return None if known is None or known[0] == 0 else StateChecksum(Index(known[0]), known[1])
+
+    def checked(self, envelope: Envelope) -> Envelope:
+        """Stops a peer whose state differs from that of a leader, rather than let it answer.
+
+        Any leader's, of any term: what it has applied is committed, so the entry at that index is
+        the same here. Raises `InvariantError`. An index that is not reached here, or no longer
+        kept, is passed over: the next heartbeat names another.
+        """
+        payload = envelope.payload
+        if not isinstance(payload, AppendRequest) or payload.checksum is None:
+            return envelope
+        theirs, mine = payload.checksum, self.machine.state_hash(payload.checksum.index)
+        invariant(
+            mine is None or mine[1] == theirs.state_hash,
+            f"the state after entry {theirs.index} differs from that of {envelope.from_node}: "
+            "one of the two is wrong; compare the logs and state hashes of all peers",
+        )
+        return envelope
 
     def committed(self, entries: Sequence[Entry]) -> None:
         """Queues entries to apply."""

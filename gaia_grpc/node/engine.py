@@ -90,7 +90,7 @@ class Engine:
         )
         self._clock = clock
         self._config = config
-        self._outbox = Outbox(transport.send)
+        self._outbox = Outbox(transport.send, applier.checksum)
         self._on_role_change = on_role_change
         self._on_failed = on_failed
         self._loop = asyncio.get_running_loop()
@@ -278,9 +278,9 @@ class Engine:
             self._fail_with(error)
 
     def _drain_inbox(self) -> None:
-        inbox, step = self._inbox, self.core.step
+        inbox, step, checked = self._inbox, self.core.step, self.applier.checked
         while inbox:
-            step(inbox.popleft())
+            step(checked(inbox.popleft()))
 
     def _admit(self) -> None:
         """Gives what has gathered to the core, as far as this peer leads."""

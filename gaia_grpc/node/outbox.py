@@ -1,4 +1,5 @@
-"""What leaves for other peers, without the frames that the next frame makes needless.
+"""What leaves for other peers: without the frames that the next frame makes needless, and with the
+state's chain hash on heartbeats, which each follower compares with its own.
 
 A follower learns from an append without entries that earlier ones are committed. With one writer
 that calls again and again, the append of its next command tells the same a moment later, and every
@@ -13,8 +14,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
-from gaia_grpc.raft.messages import AppendRequest, Envelope
+from gaia_grpc.raft.messages import AppendRequest, Envelope, StateChecksum
 from gaia_grpc.raft.types import NodeId, Term
 
 NOTICE_DELAY_S = 0.003
@@ -23,8 +25,14 @@ NOTICE_DELAY_S = 0.003
 class Outbox:
     """Stands before the transport's `send`."""
 
-    def __init__(self, send: Callable[[Envelope], None]) -> None:
+    def __init__(
+        self,
+        send: Callable[[Envelope], None],
+        checksum: Callable[[], StateChecksum | None] = lambda: None,
+    ) -> None:
+        """`checksum` is what heartbeats tell of this peer's state."""
         self._send = send
+        self._checksum = checksum
         self._held: dict[NodeId, Envelope] = {}
         self._last_round: dict[NodeId, tuple[Term, int]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -42,6 +50,8 @@ class Outbox:
                 return
             self._last_round[peer] = current
             self._held.pop(peer, None)
+            if not payload.entries:
+                envelope = replace(envelope, payload=replace(payload, checksum=self._checksum()))
         self._send(envelope)
 
     def _flush(self) -> None:

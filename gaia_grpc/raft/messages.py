@@ -42,6 +42,14 @@ class VoteResponse:
 
 
 @dataclass(frozen=True, slots=True)
+class StateChecksum:
+    """The chain hash of the sender's state after `index`; the core passes it by."""
+
+    index: Index
+    state_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class AppendRequest:
     """AppendEntries of Figure 2; without entries it is a heartbeat.
 
@@ -54,6 +62,7 @@ class AppendRequest:
     entries: tuple[Entry, ...]
     commit_index: Index
     round: int
+    checksum: StateChecksum | None = None
 
 
 @dataclass(frozen=True, slots=True)

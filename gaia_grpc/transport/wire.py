@@ -18,6 +18,7 @@ from gaia_grpc.raft.messages import (
     Envelope,
     PreVoteRequest,
     PreVoteResponse,
+    StateChecksum,
     TimeoutNow,
     VoteRequest,
     VoteResponse,
@@ -166,7 +167,7 @@ def timeout_now_from_proto(
 
 def append_request_to_proto(term: Term, payload: AppendRequest) -> pb.AppendEntriesRequest:
     """Without a Hello: the stream puts it on its first frame."""
-    return pb.AppendEntriesRequest(
+    message = pb.AppendEntriesRequest(
         term=term,
         previous_log_index=payload.previous_index,
         previous_log_term=payload.previous_term,
@@ -174,6 +175,10 @@ def append_request_to_proto(term: Term, payload: AppendRequest) -> pb.AppendEntr
         leader_commit=payload.commit_index,
         round=payload.round,
     )
+    if payload.checksum is not None:
+        message.state_checksum.index = payload.checksum.index
+        message.state_checksum.state_hash = payload.checksum.state_hash
+    return message
 
 
 def append_request_from_proto(
@@ -189,12 +194,18 @@ def append_request_from_proto(
         and message.round >= 0,
         "an append with negative numbers",
     )
+    checksum = None
+    if message.HasField("state_checksum"):
+        checksum = StateChecksum(
+            Index(message.state_checksum.index), message.state_checksum.state_hash
+        )
     payload = AppendRequest(
         Index(previous),
         Term(message.previous_log_term),
         entries_from_proto(message.entries, previous) if message.entries else (),
         Index(message.leader_commit),
         message.round,
+        checksum,
     )
     return Envelope(from_node, to_node, Term(message.term), payload)
 

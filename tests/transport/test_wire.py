@@ -17,6 +17,7 @@ from gaia_grpc.raft.messages import (
     Envelope,
     PreVoteRequest,
     PreVoteResponse,
+    StateChecksum,
     TimeoutNow,
     VoteRequest,
     VoteResponse,
@@ -69,6 +70,7 @@ def append_requests(draw: st.DrawFn) -> AppendRequest:
         draw(entries_after(previous)),
         Index(draw(numbers)),
         draw(numbers),
+        draw(st.none() | st.builds(StateChecksum, numbers, st.binary(max_size=40))),
     )
 
 
