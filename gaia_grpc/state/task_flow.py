@@ -20,6 +20,9 @@ from gaia_grpc.state.task_record import CANCELLED, CLAIMED, FAILED, EventKind, T
 from gaia_grpc.state.task_store import AVAILABLE_TIMER, CLAIM_TIMER, TaskStore
 from gaia_grpc.state.task_waits import Waiter, WaitList
 
+MAX_CLAIM_SIZE_BYTES = 3 << 20
+"""Payloads and checkpoints in one answer: gRPC clients take 4 MiB unless they are told otherwise,
+and a claim that can't be delivered holds its tasks until it expires."""
 WAIT_TIMER = "task.wait"
 EXPIRED_TEXT = "the claim ran out (task.claim_timeout)"
 LOST_TEXT = "the session that held the task failed"
@@ -63,13 +66,18 @@ class TaskFlow:
     def take(
         self, session: Session, most: int, task_types: Sequence[str], *, include_unmatched: bool
     ) -> list[Task]:
-        """Claims up to `most` tasks, and no more than the session may hold."""
+        """Claims up to `most` tasks, no more than the session may hold, and after the first only
+        as many bytes as one answer can bring."""
         taken: list[Task] = []
+        size_bytes = 0
         for _ in range(min(most, session.free_capacity)):
             task = self._store.index.best(
                 session.specialty, task_types, include_unmatched=include_unmatched
             )
             if task is None:
+                break
+            size_bytes += len(task.payload) + len(task.checkpoint)
+            if taken and size_bytes > MAX_CLAIM_SIZE_BYTES:
                 break
             self._store.claim(task, session)
             taken.append(task)

@@ -248,6 +248,18 @@ def test_extending_renews_the_claim_and_stores_progress_and_checkpoint() -> None
     assert (again.checkpoint, again.progress) == (b"page 3", 0.0)
 
 
+def test_a_claim_takes_no_more_bytes_than_one_answer_can_bring() -> None:
+    """70 tasks of 1 MiB were claimed, could not be sent, and unseated the leader on the way."""
+    log = Log()
+    session = log.register("worker", capacity=100)
+    for _ in range(5):
+        log.enqueue(payload=bytes(1 << 20))
+    assert len(log.claim(session, 100)) == 3
+    assert len(log.claim(session, 100)) == 2
+    log.enqueue(payload=bytes(4 << 20))
+    assert len(log.claim(session, 100)) == 1  # one at least
+
+
 def test_a_release_counts_no_attempt_and_keeps_the_place() -> None:
     log = Log()
     session = log.register("worker")
