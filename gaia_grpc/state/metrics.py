@@ -31,6 +31,8 @@ from gaia_grpc.state.windows import RETAINED_WINDOWS, StudentWindow, Summary
 
 MAX_BATCH_METRICS: Final = 60_000
 """Beyond what ingress lets through; the counts kept for duplicates hold it."""
+MAX_WINDOW_TYPES: Final = 1_000
+"""Types of one student in one app: each answer and each update of a watch holds all of them."""
 KEY_SEPARATOR: Final = "\n"
 """In page tokens; no id can hold it."""
 
@@ -119,6 +121,8 @@ class MetricsTable:
         key = (batch.student_id, batch.app_name)
         if not self._timelines.has_room(batch.timeline_id, key):
             return _refuse(result, "RESOURCE_EXHAUSTED", "too many students or timelines")
+        if not self._has_room_for_types(batch.timeline_id, key, columns):
+            return _refuse(result, "RESOURCE_EXHAUSTED", "too many metric types in one window")
         result.status = metrics_pb2.BATCH_STATUS_ACCEPTED
         if columns:
             accepted, late = self._store(batch, key, columns)
@@ -135,6 +139,14 @@ class MetricsTable:
             kept=self._kept_sequences,
         )
         return result
+
+    def _has_room_for_types(self, timeline_id: str, key: Key, columns: list[Column]) -> bool:
+        """Whether the window would hold no more types than one answer can bring."""
+        timeline = self._timelines.get(timeline_id)
+        window = timeline.windows.get(key) if timeline is not None else None
+        known = window.series if window is not None else {}
+        new = sum([column.metric_type not in known for column in columns])
+        return not new or len(known) + new <= MAX_WINDOW_TYPES
 
     def _store(
         self, batch: command_pb2.PackedBatch, key: Key, columns: list[Column]

@@ -362,6 +362,18 @@ def test_a_sent_at_beyond_every_calendar_is_refused(timeline_id: str) -> None:
         assert result.reason == "INVALID_ARGUMENT"
 
 
+def test_a_window_holds_a_bounded_number_of_types() -> None:
+    """An app that makes up types broke every watch of its classroom: no answer could hold them."""
+    lesson = Lesson()
+    now = lesson.now_ms
+    lesson.publish([(f"type-{number}", 1, now) for number in range(1_000)])
+    batch = lesson.batch([("one-more", 1, now), ("type-0", 1, now)])
+    assert lesson.send(batch)[0].reason == "RESOURCE_EXHAUSTED"
+    lesson.publish([("type-0", 1, now)])
+    assert len(lesson.window().metrics) == 1_000
+    assert counts(lesson.window())["type-0"] == 2
+
+
 def test_limits_are_refused_before_anything_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timelines, "MAX_WINDOWS", 2)
     lesson = Lesson()
