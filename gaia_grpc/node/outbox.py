@@ -19,7 +19,7 @@ from dataclasses import replace
 from gaia_grpc.raft.messages import AppendRequest, Envelope, StateChecksum
 from gaia_grpc.raft.types import NodeId, Term
 
-NOTICE_DELAY_S = 0.003
+NOTICE_DELAY_S = 0.006
 
 
 class Outbox:
