@@ -47,8 +47,8 @@ def audit_counters(plan: ClassPlan, counters: MetricsCounters) -> list[Row]:
         row("metrics recorded = acknowledged", counters.recorded, counters.acknowledged),
         row(
             "metrics late, rejected or dropped",
-            (0, 0, 0),
-            (counters.late, counters.rejected, counters.dropped),
+            "0, 0, 0",
+            f"{counters.late}, {counters.rejected}, {counters.dropped}",
             f"{counters.batches} batches, {counters.duplicates} answered by an earlier attempt",
         ),
     ]

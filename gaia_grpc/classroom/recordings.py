@@ -2,7 +2,8 @@
 
 Three formats: `cognitive-tutor` (KDD Cup 2010 step log with real timestamps), `assistments`
 (2009-10 skill builder: an order and response times, no clock) and `csv` (columns student_id,
-app_name, metric_type, value, event_time_ms). A file that ends in .gz is unpacked while reading.
+app_name, metric_type, value, event_time_ms: milliseconds since 1970, or an ISO 8601 time). A file
+that ends in .gz is unpacked while reading.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ ASSISTMENTS_BEGIN_MS = 1_251_763_200_000
 """2009-09-01: ASSISTments logs have an order but no clock, so each student begins here."""
 MIN_RESPONSE_MS = 1_000
 MAX_RESPONSE_MS = 600_000
+EVENT_TIME_MALFORMED = "event_time_ms is neither milliseconds since 1970 nor an ISO 8601 time"
 TIME_FORMATS = ("%Y-%m-%d %H:%M:%S.%f", "%Y-%m-%d %H:%M:%S")
 
 
@@ -99,9 +101,11 @@ def _rows(text: TextIO, log_format: RecordingFormat, path: Path) -> Iterator[Map
     tabs = log_format is RecordingFormat.COGNITIVE_TUTOR
     try:
         rows = csv.DictReader(text, delimiter="\t" if tabs else ",", restval="")
-        for name in _COLUMNS[log_format]:
-            if name not in (rows.fieldnames or ()):
-                raise InvalidArgumentError(f"{path} is no {log_format} log: no column {name!r}")
+        missing = [name for name in _COLUMNS[log_format] if name not in (rows.fieldnames or ())]
+        if missing:
+            raise InvalidArgumentError(
+                f"{path} is no {log_format} log: its first line lacks {', '.join(missing)}"
+            )
         yield from rows
     except (csv.Error, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InvalidArgumentError(f"{path} can't be read: {error}") from error
@@ -119,9 +123,9 @@ def _read_cognitive_tutor(
     are spread evenly between them.
     """
     student_id = _student(row["Anon Student Id"])
-    first_ms = _time_ms(row["First Transaction Time"])
-    end_ms = max(first_ms, _time_ms(row["Step End Time"]))
-    errors, hints = _count(row["Incorrects"]), _count(row["Hints"])
+    first_ms = _time_ms(row, "First Transaction Time")
+    end_ms = max(first_ms, _time_ms(row, "Step End Time"))
+    errors, hints = _count(row, "Incorrects"), _count(row, "Hints")
     steps = errors + hints + 1
     place = 0
     for metric_type, count in (("error", errors), ("hint", hints)):
@@ -129,10 +133,10 @@ def _read_cognitive_tutor(
             at_ms = first_ms + (end_ms - first_ms) * place // steps
             yield RecordedMetric(at_ms, student_id, "math", metric_type, 1.0)
             place += 1
-    if _count(row["Corrects"]):
+    if _count(row, "Corrects"):
         yield RecordedMetric(end_ms, student_id, "math", "correct", 1.0)
     if row["Step Start Time"]:
-        response_ms = first_ms - _time_ms(row["Step Start Time"])
+        response_ms = first_ms - _time_ms(row, "Step Start Time")
         if 0 <= response_ms <= MAX_RESPONSE_MS:
             yield RecordedMetric(first_ms, student_id, "math", "response_time", float(response_ms))
 
@@ -140,16 +144,16 @@ def _read_cognitive_tutor(
 def _read_assistments(row: Mapping[str, str], clocks: dict[str, int]) -> Iterator[RecordedMetric]:
     """One problem. Each student's clock goes on by the response time of the problem."""
     student_id = _student(f"user-{row['user_id']}")
-    response_ms = max(MIN_RESPONSE_MS, min(MAX_RESPONSE_MS, _count(row["ms_first_response"])))
-    correct = _count(row["correct"])
-    errors = max(0, _count(row["attempt_count"]) - 1) if not correct else 0
+    response_ms = max(MIN_RESPONSE_MS, min(MAX_RESPONSE_MS, _count(row, "ms_first_response")))
+    correct = _count(row, "correct")
+    errors = max(0, _count(row, "attempt_count") - 1) if not correct else 0
     at_ms = clocks.get(student_id, ASSISTMENTS_BEGIN_MS) + response_ms
     clocks[student_id] = at_ms
     yield RecordedMetric(at_ms, student_id, "math", "response_time", float(response_ms))
     if correct:
         yield RecordedMetric(at_ms, student_id, "math", "correct", 1.0)
         return
-    hints = _count(row["hint_count"])
+    hints = _count(row, "hint_count")
     for _ in range(max(errors, 0 if hints else 1)):
         yield RecordedMetric(at_ms, student_id, "math", "error", 1.0)
     for _ in range(hints):
@@ -168,7 +172,7 @@ def _read_csv(row: Mapping[str, str], clocks: dict[str, int]) -> Iterator[Record
         raise _RowError("value is no number") from error
     if not math.isfinite(value):
         raise _RowError("value is no number")
-    at_ms = _count(row["event_time_ms"])
+    at_ms = _event_time_ms(row["event_time_ms"])
     yield RecordedMetric(at_ms, student_id, row["app_name"], row["metric_type"], value)
 
 
@@ -207,22 +211,41 @@ def _student(text: str | None) -> str:
     return text or ""
 
 
-def _count(text: str | None) -> int:
+def _count(row: Mapping[str, str], column: str) -> int:
     try:
-        number = float(text or "")
+        number = float(row[column] or "")
     except ValueError as error:
-        raise _RowError("count is no number") from error
+        raise _RowError(f"{column} is no number") from error
     if not math.isfinite(number) or number < 0:
-        raise _RowError("count is no number")
+        raise _RowError(f"{column} is no number")
     return int(number)
 
 
-def _time_ms(text: str | None) -> int:
+def _event_time_ms(text: str | None) -> int:
+    """Milliseconds since 1970, written so or as ISO 8601; UTC where that names no zone."""
+    try:
+        number = float(text or "")
+    except ValueError:
+        pass
+    else:
+        if math.isfinite(number) and number >= 0:
+            return int(number)
+        raise _RowError(EVENT_TIME_MALFORMED)
+    try:
+        moment = datetime.fromisoformat(text or "")
+    except ValueError as error:
+        raise _RowError(EVENT_TIME_MALFORMED) from error
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return round(moment.timestamp() * 1_000)
+
+
+def _time_ms(row: Mapping[str, str], column: str) -> int:
     """Milliseconds since 1970; the logs name no time zone, so their times are taken as UTC."""
     for time_format in TIME_FORMATS:
         try:
-            moment = datetime.strptime(text or "", time_format).replace(tzinfo=UTC)
+            moment = datetime.strptime(row[column] or "", time_format).replace(tzinfo=UTC)
         except ValueError:
             continue
         return round(moment.timestamp() * 1_000)
-    raise _RowError("no time")
+    raise _RowError(f"{column} is no time")

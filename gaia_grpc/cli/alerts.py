@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,12 +13,26 @@ from gaia_grpc.cli.options import (
     ClusterOption,
     JsonOption,
     LimitOption,
+    parse_cluster,
     run_async,
 )
-from gaia_grpc.cli.output import ListByDefault, enum_word, print_json, print_table
+from gaia_grpc.cli.output import (
+    LOG_TIME,
+    ListByDefault,
+    enum_word,
+    moment_text,
+    print_cut_off,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from gaia.alert.v1 import alert_pb2 as alert_messages
+
+    from gaia_grpc.client import AlertListener
+
+NOTICE_INTERVAL_S = 0.5
+FIRST_INTERVAL_S = 0.05
 
 app = typer.Typer(help="Alerts of students who need help.", cls=ListByDefault,
                   rich_markup_mode=None)  # fmt: skip
@@ -70,6 +86,7 @@ def list_alerts(
         ),
         "no alerts",
     )
+    print_cut_off(found, len(found.alerts), " or --classroom, --student")
 
 
 @app.command("watch")
@@ -88,27 +105,32 @@ def watch_alerts(
     json_output: JsonOption = False,
 ) -> None:
     """Print alert events as they happen, until Ctrl-C; goes on at another peer by itself."""
+    from gaia_grpc.cli.rpc import require_peer
     from gaia_grpc.client import Client
 
+    require_peer(parse_cluster(cluster))
+
     async def follow() -> None:
-        async with (
-            Client.connect(cluster) as client,
-            client.alerts.listen(
+        async with Client.connect(cluster) as client:
+            listener = client.alerts.listen(
                 classroom_id=classroom,
                 student_id=student,
                 timeline_id=timeline,
                 after_sequence=after,
-            ) as listener,
-        ):
+            )
+            clock = "time of the timeline" if timeline else LOG_TIME
             seen = 0
-            async for event in listener:
-                if json_output:
-                    print_json(event)
-                else:
-                    _print_event(event)
-                seen += 1
-                if seen == count:
-                    return
+            try:
+                async for event in _with_notes(listener, clock):
+                    if json_output:
+                        print_json(event)
+                    else:
+                        _print_event(event)
+                    seen += 1
+                    if seen == count:
+                        return
+            finally:
+                await listener.close()
 
     run_async(follow())
 
@@ -148,6 +170,33 @@ def resolve_alert(
     _print_alert(alert, json_output)
 
 
+def _tell(text: str) -> None:
+    """A note beside the output: on stderr, so that a program reads nothing but events."""
+    print(text, file=sys.stderr, flush=True)
+
+
+async def _with_notes(
+    listener: AlertListener, clock: str
+) -> AsyncGenerator[alert_messages.AlertEvent, None]:
+    """The events; notes tell when it begins and where the connection is lost for a while."""
+    begun = lost = False
+    while True:
+        event = await listener.next(timeout=NOTICE_INTERVAL_S if begun else FIRST_INTERVAL_S)
+        if not begun and listener.cursor is not None:
+            begun = True
+            _tell("waiting for alerts ... (Ctrl-C ends)")
+            _tell(f"SEQUENCE  RAISED ({clock}, UTC)  CHANGE  SEVERITY  ALERT")
+        if listener.interrupted != lost:
+            lost = listener.interrupted
+            _tell(
+                "connection lost; asking every peer in turn ..."
+                if lost
+                else f"connected again, to {listener.address}; nothing was missed"
+            )
+        if event is not None:
+            yield event
+
+
 def _print_event(event: alert_messages.AlertEvent) -> None:
     from gaia.alert.v1 import alert_pb2
 
@@ -155,7 +204,8 @@ def _print_event(event: alert_messages.AlertEvent) -> None:
     change = enum_word(alert_pb2.AlertChange.Name, event.change, "ALERT_CHANGE")
     severity = enum_word(alert_pb2.Severity.Name, alert.severity, "SEVERITY")
     print(
-        f"{event.sequence}  {change}  {severity}  {alert.student_id} in {alert.app_name}: "
+        f"{event.sequence}  {moment_text(alert.detected_at_ms)}  {change}  {severity}  "
+        f"{alert.student_id} in {alert.app_name}: "
         f"{alert.pattern}  {alert.explanation}",
         flush=True,
     )

@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from gaia_grpc.cli.options import parse_cluster, run_async
-from gaia_grpc.client.connection import Connection, UnaryMethod
+from gaia_grpc.cli.rpc import require_peer
+from gaia_grpc.client.connection import Connection, UnaryMethod, is_read
+from gaia_grpc.errors import OutcomeUnknownError, UnavailableError
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -24,14 +26,36 @@ def ask(
 ) -> Response:
     """One unary call on whichever peer can answer it. Raises the SDK's errors."""
 
+    addresses = parse_cluster(cluster)
+    require_peer(addresses)
+
     async def run() -> Response:
-        connection = Connection(parse_cluster(cluster), timeout=timeout_s)
+        connection = Connection(addresses, timeout=timeout_s)
         try:
-            return await connection.call(method, request)
+            return await _call(connection, method, request)
         finally:
             await connection.close()
 
     return run_async(run())
+
+
+async def _call(
+    connection: Connection, method: UnaryMethod[Request, Response], request: Request
+) -> Response:
+    """The call, with an error for people where too few peers are there to answer it."""
+    try:
+        return await connection.call(method, request)
+    except UnavailableError as error:
+        outcome = "" if is_read(request) else "nothing was changed; "
+        raise UnavailableError(
+            f"no leader with a majority of the peers answered within {connection.timeout:g} s; "
+            f"{outcome}`gaia status` shows the peers"
+        ) from error
+    except OutcomeUnknownError as error:
+        raise OutcomeUnknownError(
+            f"no answer within {connection.timeout:g} s: the change may have been made or not; "
+            "`gaia status` shows the peers"
+        ) from error
 
 
 def ask_all(
@@ -43,15 +67,18 @@ def ask_all(
 ) -> Response:
     """All pages of a list, as one response with at most `limit` items in `field`."""
 
+    addresses = parse_cluster(cluster)
+    require_peer(addresses)
+
     async def run() -> Response:
-        connection = Connection(parse_cluster(cluster), timeout=DEFAULT_TIMEOUT_S)
+        connection = Connection(addresses, timeout=DEFAULT_TIMEOUT_S)
         whole: Any = None
         page_request: Any = request
         try:
             while True:
                 have = len(getattr(whole, field)) if whole is not None else 0
                 page_request.page_size = min(PAGE_SIZE, limit - have)
-                page: Any = await connection.call(method, page_request)
+                page: Any = await _call(connection, method, page_request)
                 token = page.next_page_token
                 if whole is None:
                     whole = page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gaia_grpc.cli.options import DEFAULT_CLUSTER, ClusterOption, parse_cluster
-from gaia_grpc.errors import ConfigError, NotFoundError, UnavailableError
+from gaia_grpc.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
     import grpc
@@ -50,14 +51,11 @@ def call(
     """Call any RPC through reflection and print the answer as JSON."""
     import grpc
 
-    from gaia_grpc.cli.rpc import open_channel, to_command_error
+    from gaia_grpc.cli.rpc import open_channel, require_peer, to_command_error
 
-    for address in parse_cluster(cluster):
-        with open_channel(address) as channel:
-            try:
-                services, pool = _reflect(channel)
-            except _NoReflectionError:
-                continue
+    with open_channel(require_peer(parse_cluster(cluster))) as channel:
+        try:
+            services, pool = _reflect(channel)
             if method is None:
                 print("\n".join(services))
                 return 0
@@ -66,32 +64,21 @@ def call(
             if not method_name:
                 print("\n".join(f"{service.full_name}/{each.name}" for each in service.methods))
                 return 0
-            found = _find_method(service, method_name)
-            try:
-                _call(channel, found, _read(data), timeout, count)
-            except grpc.RpcError as error:
-                raise to_command_error(error) from error
-            return 0
-    raise UnavailableError(f"no peer answers at {cluster}; `gaia up` starts a local cluster")
-
-
-class _NoReflectionError(Exception):
-    """This peer does not answer; the next one may."""
+            _call(channel, _find_method(service, method_name), _read(data), timeout, count)
+        except grpc.RpcError as error:
+            raise to_command_error(error, method or "") from error
+    return 0
 
 
 def _reflect(channel: grpc.Channel) -> tuple[list[str], DescriptorPool]:
     """The services of a peer and a pool that fetches their descriptors from it."""
-    import grpc
     from google.protobuf.descriptor_pool import DescriptorPool
     from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
         ProtoReflectionDescriptorDatabase,
     )
 
     database = ProtoReflectionDescriptorDatabase(channel)
-    try:
-        services = sorted(database.get_services())
-    except grpc.RpcError as error:
-        raise _NoReflectionError from error
+    services = sorted(database.get_services())
     # protobuf takes anything with the two Find methods as a fallback database.
     return services, DescriptorPool(database)
 
@@ -120,7 +107,11 @@ def _read(data: str) -> Any:
     if data == "-":
         data = sys.stdin.read()
     elif data.startswith("@"):
-        data = Path(data[1:]).read_text(encoding="utf-8")
+        try:
+            data = Path(data[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "is no UTF-8 text"
+            raise ConfigError(f"{data[1:]}: {reason}") from error
     try:
         return json.loads(data)
     except ValueError as error:
@@ -141,10 +132,14 @@ def _call(
     response_type = message_factory.GetMessageClass(method.output_type)
 
     def parse(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise ConfigError(f"the request is no {method.input_type.name}: not a JSON object")
         try:
             return json_format.ParseDict(value, request_type())
         except json_format.ParseError as error:
-            raise ConfigError(f"the request is no {method.input_type.name}: {error}") from error
+            raise ConfigError(
+                f"the request is no {method.input_type.name}: {_parse_text(error)}"
+            ) from error
 
     path = f"/{method.containing_service.full_name}/{method.name}"
     requests = data if isinstance(data, list) and method.client_streaming else [data]
@@ -160,6 +155,23 @@ def _call(
     answers = _until(outcome, count) if method.server_streaming else [outcome]
     for answer in answers:
         print(json_format.MessageToJson(answer), flush=True)
+
+
+def _parse_text(error: Exception) -> str:
+    """What protobuf says of a bad request, without the Python in it."""
+    text = str(error).split("\n", 1)[0].strip()
+    rules = (
+        (r'^Message type "([\w.]+\.)?(\w+)" has no field named "(\w+)".*', r"\2 has no field \3"),
+        (r"invalid literal for int\(\) with base 10: ", "not an integer: "),
+        (r"could not convert string to float: ", "not a number: "),
+        (r"expected string or bytes-like object, got '?\w+'?", "not a string"),
+        (r"Failed to parse (\w+) field: ", r"\1: "),
+        (r"\.+$", ""),
+    )
+    for pattern, replacement in rules:
+        text = re.sub(pattern, replacement, text)
+    known = re.search(r"Available Fields\(except extensions\): \"\[(.*)\]\"", str(error))
+    return f"{text}; it has {known[1].replace(chr(39), '')}" if known else text
 
 
 def _stream(streaming: bool) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gaia_grpc.cli.options import ClusterOption, JsonOption, parse_cluster, run_async
+from gaia_grpc.cli.options import JsonOption, OwnClusterOption, parse_cluster, run_async
 from gaia_grpc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,11 +24,15 @@ def demo(
         float, typer.Option("--speed", min=0.1, help="Class seconds in a second.")
     ] = 60.0,
     seed: Annotated[int, typer.Option("--seed", help="Chooses what the students do.")] = 1,
-    cluster: ClusterOption = "",
+    cluster: OwnClusterOption = "",
     json_output: JsonOption = False,
 ) -> int:
-    """Hold a class on three real peers and reconcile every number. Exits with 1 on a mismatch."""
+    """Hold a class on three real peers and reconcile every number. Exits with 1 on a mismatch.
+
+    The peers are started for it and thrown away, unless --cluster or GAIA_CLUSTER names others.
+    """
     from gaia_grpc.classroom.school import ClassOptions
+    from gaia_grpc.cli.rpc import require_cluster
 
     options = ClassOptions(
         students=students,
@@ -37,6 +41,8 @@ def demo(
         bursts=min(5, students),
         seed=seed,
     )
+    if cluster:
+        require_cluster(cluster, quiet=json_output)
     report = run_async(_hold(options, cluster, quiet=json_output))
     if json_output:
         _print_report_json(report)
@@ -75,9 +81,11 @@ async def _hold(options: ClassOptions, cluster: str, *, quiet: bool) -> ClassRep
 
 
 def _print_peers(cluster: Cluster) -> None:
+    leader = cluster.leader()
     for node_id in cluster.node_ids:
         peer = cluster.peer(node_id)
-        print(f"  {node_id}  clients {peer.address}  pid {peer.pid}")
+        role = "leader" if node_id == leader else "follower"
+        print(f"  {node_id}  clients {peer.address}  pid {peer.pid}  {role}")
     print(f"export GAIA_CLUSTER={','.join(cluster.addresses)}")
     print("`kill -9` one of the pids while class is on: the numbers must still add up", flush=True)
 
@@ -134,7 +142,8 @@ def _print_report(report: ClassReport, *, lasting: bool) -> None:
     else:
         out.print(f"every number reconciles ({len(report.rows)} rows)", style="green")
     if lasting:
-        out.print(f"look again: gaia alerts list --timeline {report.timeline_id}")
+        # Not through rich: it would wrap a line that is meant to be copied.
+        print(f"look again: gaia alerts list --timeline {report.timeline_id}")
 
 
 def _print_report_json(report: ClassReport) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
+from gaia_grpc import __version__
 from gaia_grpc.cli import (
     alerts,
     bench,
@@ -32,11 +34,31 @@ EXIT_INTERRUPTED = 130
 app = typer.Typer(
     name="gaia",
     help="GAIA: a classroom's replicated backend. `gaia demo` shows it at work.",
-    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"gaia {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """GAIA: a classroom's replicated backend. `gaia demo` shows it at work."""
+
+
 app.command("up")(up.up)
 app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
@@ -55,13 +77,17 @@ app.command("bench")(bench.bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code. Errors are one line on stderr, never a trace."""
+    """Runs one command and returns its exit code. Errors are one line on stderr, never a trace.
+
+    Without arguments it shows the help.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     # The C core of grpc reports connections that break, which is no news to who kills peers.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        outcome = app(args=arguments, prog_name="gaia", standalone_mode=False)
+        outcome = app(args=given, prog_name="gaia", standalone_mode=False)
     except typer.TyperException as error:
-        return _complain(error.format_message(), error.exit_code)
+        return _complain(_usage_text(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
     except ExceptionGroup as group:
@@ -89,9 +115,28 @@ def _explain(error: BaseException) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_FAILURE
         case OSError() | TimeoutError():
-            return _complain(str(error) or "timed out", EXIT_FAILURE)
+            return _complain(_system_text(error), EXIT_FAILURE)
         case _:
             raise error
+
+
+def _usage_text(error: typer.TyperException) -> str:
+    """What is wrong with the arguments, and where to read about them."""
+    text = error.format_message().strip().removesuffix(".")
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return text
+    path: str = context.command_path
+    if "unexpected extra argument" in text and path == "gaia tasks enqueue":
+        text += "; the input of the task goes to --payload, in quotes"
+    return f"{text}; try '{path} --help'"
+
+
+def _system_text(error: OSError) -> str:
+    """What the system says, without its number and with the file first."""
+    if error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return error.strerror or str(error) or "timed out"
 
 
 def _complain(message: str, code: int) -> int:

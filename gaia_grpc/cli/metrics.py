@@ -12,9 +12,10 @@ from gaia_grpc.cli.options import (
     ClusterOption,
     JsonOption,
     LimitOption,
+    parse_cluster,
     run_async,
 )
-from gaia_grpc.cli.output import ListByDefault, print_json, print_table
+from gaia_grpc.cli.output import ListByDefault, print_cut_off, print_json, print_table
 
 if TYPE_CHECKING:
     from gaia.metrics.v1 import metrics_pb2 as metric_messages
@@ -49,6 +50,7 @@ def list_aggregates(
         print_json(found)
     else:
         _show(found.aggregates, f"no metrics of classroom {classroom_id} in the last 5 minutes")
+        print_cut_off(found, len(found.aggregates), "")
 
 
 @app.command("get")
@@ -85,7 +87,10 @@ def watch_classroom(
     json_output: JsonOption = False,
 ) -> None:
     """Show the windows of a classroom as they change, until Ctrl-C."""
+    from gaia_grpc.cli.rpc import require_peer
     from gaia_grpc.client import Client
+
+    require_peer(parse_cluster(cluster))
 
     async def follow() -> None:
         async with Client.connect(cluster) as client:

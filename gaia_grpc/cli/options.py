@@ -23,6 +23,15 @@ ClusterOption = Annotated[
         help="Client addresses of the peers.",
     ),
 ]
+OwnClusterOption = Annotated[
+    str,
+    typer.Option(
+        "--cluster",
+        envvar="GAIA_CLUSTER",
+        metavar="HOST:PORT,...",
+        help="Use this cluster; without it three peers are started and thrown away at the end.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait.")]
 LimitOption = Annotated[int, typer.Option("--limit", min=1, help="Most items to print.")]
@@ -35,8 +44,10 @@ def parse_cluster(text: str) -> list[str]:
         raise ConfigError("--cluster needs at least one HOST:PORT")
     for address in addresses:
         host, _, port = address.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65_536:
+        if not host or not port.isdigit():
             raise ConfigError(f"--cluster: {address!r} is not HOST:PORT")
+        if not 0 < int(port) < 65_536:
+            raise ConfigError(f"--cluster: port {port} of {address!r} is not 1 to 65535")
     return addresses
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gaia_grpc.cli.options import ClusterOption, JsonOption, parse_cluster, run_async
+from gaia_grpc.cli.options import JsonOption, OwnClusterOption, parse_cluster, run_async
+from gaia_grpc.cli.output import moment_text
 from gaia_grpc.errors import ConfigError, InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -40,20 +41,33 @@ def replay(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Read only the first rows.")
     ] = None,
-    cluster: ClusterOption = "",
+    cluster: OwnClusterOption = "",
     json_output: JsonOption = False,
 ) -> int:
     """Stream a recorded log on a timeline of its own. Exits with 1 on a mismatch.
 
-    Nights and weekends are skipped; event times stay as recorded.
+    Nights and weekends are skipped; event times stay as recorded. The peers are started for it and
+    thrown away, unless --cluster or GAIA_CLUSTER names others.
+
+    The columns of csv, in any order and named in the first line: student_id, app_name, metric_type
+    (error, hint, correct, response_time, ...), value, event_time_ms (milliseconds since 1970, or
+    ISO 8601 as in 2026-03-02T09:30:00Z; UTC where no zone is given).
     """
     from gaia_grpc.classroom.recordings import RecordingFormat, read_recording
+    from gaia_grpc.cli.rpc import require_cluster
 
     if log_format not in FORMATS:
         raise ConfigError(f"--format must be one of {', '.join(FORMATS)}")
-    recording = read_recording(file, RecordingFormat(log_format), limit)
+    try:
+        recording = read_recording(file, RecordingFormat(log_format), limit)
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror or 'cannot be read'}") from error
     if not recording.metrics:
-        raise InvalidArgumentError(f"{file} holds no row that can be replayed")
+        skipped = [f"{count} rows: {why}" for why, count in sorted(recording.rows_skipped.items())]
+        reasons = f" ({'; '.join(skipped)})" if skipped else ""
+        raise InvalidArgumentError(f"{file} holds no row that can be replayed{reasons}")
+    if cluster:
+        require_cluster(cluster, quiet=json_output)
     outcome = run_async(_replay(recording, cluster, speed, quiet=json_output))
     rows = _rows(recording, outcome)
     if json_output:
@@ -128,7 +142,7 @@ async def _follow(listener: AlertListener, outcome: _Outcome, *, quiet: bool) ->
         if event.change == alert_pb2.ALERT_CHANGE_OPENED:
             outcome.opened.append(event.alert.alert_id)
             if not quiet:
-                print(f"{_moment(event.alert.detected_at_ms)}  {describe(event)}", flush=True)
+                print(f"{moment_text(event.alert.detected_at_ms)}  {describe(event)}", flush=True)
 
 
 async def _settle(listener: AlertListener, alerts: Sequence[alert_pb2.Alert]) -> None:
@@ -151,15 +165,12 @@ def _reporter(counts: ReplayCounts, recording: Recording, *, quiet: bool) -> Any
             return
         next_s = time.monotonic() + REPORT_INTERVAL_S
         print(
-            f"{_moment(counts.at_ms)}  {counts.sent:,} of {len(recording.metrics):,} metrics sent",
+            f"{moment_text(counts.at_ms)}  "
+            f"{counts.sent:,} of {len(recording.metrics):,} metrics sent",
             flush=True,
         )
 
     return report
-
-
-def _moment(at_ms: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at_ms / 1_000))
 
 
 # --- the summary ----------------------------------------------------------------------------------

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any
 
 import grpc
 from gaia.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from gaia_grpc.cli.options import parse_cluster
 from gaia_grpc.errors import GaiaError, UnavailableError
 
 MAX_MESSAGE_SIZE_BYTES = 64 << 20
+REACH_TIMEOUT_S = 2.0
 
 
 @contextmanager
@@ -21,6 +28,8 @@ def open_channel(address: str) -> Iterator[grpc.Channel]:
     options = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_SIZE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_SIZE_BYTES),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.use_local_subchannel_pool", 1),
     ]
     channel = grpc.insecure_channel(address, options=options)
     try:
@@ -29,19 +38,76 @@ def open_channel(address: str) -> Iterator[grpc.Channel]:
         channel.close()
 
 
+Answer = cluster_pb2.GetStatusResponse | grpc.StatusCode
+"""What a peer says of itself, or why it does not."""
+
+
+def _ask_statuses(addresses: Sequence[str], timeout_s: float) -> Iterator[tuple[str, Answer]]:
+    """Asks all peers at once; yields answers as they come, and none for who is silent."""
+    answers: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+    with ExitStack() as stack:
+        for address in addresses:
+            channel = stack.enter_context(open_channel(address))
+            call = cluster_pb2_grpc.ClusterServiceStub(channel).GetStatus.future(
+                cluster_pb2.GetStatusRequest(), timeout=timeout_s
+            )
+            call.add_done_callback(partial(_note, answers, address))
+        # A moment more than the calls have: their own end is to be seen.
+        deadline_s = time.monotonic() + timeout_s + 0.5
+        for _ in addresses:
+            try:
+                address, done = answers.get(timeout=max(deadline_s - time.monotonic(), 0.01))
+            except Empty:
+                return
+            try:
+                answer: cluster_pb2.GetStatusResponse = done.result()
+                yield address, answer
+            except grpc.RpcError:
+                yield address, done.code()
+
+
+def _note(answers: SimpleQueue[tuple[str, Any]], address: str, done: object) -> None:
+    answers.put((address, done))
+
+
 def peer_statuses(
     addresses: Sequence[str], timeout_s: float
 ) -> dict[str, cluster_pb2.GetStatusResponse | None]:
     """What each peer says of itself; None where it does not answer in time."""
-    answers: dict[str, cluster_pb2.GetStatusResponse | None] = {}
-    for address in addresses:
-        with open_channel(address) as channel:
-            stub = cluster_pb2_grpc.ClusterServiceStub(channel)
-            try:
-                answers[address] = stub.GetStatus(cluster_pb2.GetStatusRequest(), timeout=timeout_s)
-            except grpc.RpcError:
-                answers[address] = None
-    return answers
+    found = dict(_ask_statuses(addresses, timeout_s))
+    return {
+        address: None if answer is None or isinstance(answer, grpc.StatusCode) else answer
+        for address, answer in ((address, found.get(address)) for address in addresses)
+    }
+
+
+def require_peer(addresses: Sequence[str], timeout_s: float = REACH_TIMEOUT_S) -> str:
+    """The address of a peer that answers; `UnavailableError` where none does, with what to do."""
+    found: dict[str, grpc.StatusCode] = {}
+    for address, answer in _ask_statuses(addresses, timeout_s):
+        if not isinstance(answer, grpc.StatusCode):
+            return address
+        found[address] = answer
+    raise UnavailableError(_nobody_answers(addresses, found))
+
+
+def require_cluster(cluster: str, *, quiet: bool) -> None:
+    """Says which cluster is used; `UnavailableError` where nobody answers there."""
+    addresses = parse_cluster(cluster)
+    require_peer(addresses)
+    if not quiet:
+        origin = " (GAIA_CLUSTER)" if cluster == os.environ.get("GAIA_CLUSTER") else ""
+        print(f"using the cluster at {','.join(addresses)}{origin}", flush=True)
+
+
+def _nobody_answers(addresses: Sequence[str], codes: Mapping[str, grpc.StatusCode]) -> str:
+    wrong = [each for each in addresses if codes.get(each) is grpc.StatusCode.UNIMPLEMENTED]
+    if wrong:
+        return (
+            f"no client port of a peer: {', '.join(wrong)} (peers talk to each other there; "
+            "`gaia up` has client ports 50051, 50052, ... and peer ports 100 higher)"
+        )
+    return f"no peer answers at {','.join(addresses)}; `gaia up` starts a local cluster"
 
 
 def leader_of(addresses: Sequence[str], timeout_s: float) -> str:
@@ -52,12 +118,18 @@ def leader_of(addresses: Sequence[str], timeout_s: float) -> str:
     return ""
 
 
-def to_command_error(error: grpc.RpcError) -> GaiaError:
+def to_command_error(error: grpc.RpcError, method: str) -> GaiaError:
     """One line of a failed call: the code, what the peer says, its reason and field violations."""
+    from gaia_grpc.client.connection import READ_PREFIXES
+
     if not isinstance(error, grpc.Call):
         return UnavailableError(str(error))
     code = error.code()
     text = error.details() or ""
+    if code is grpc.StatusCode.UNAVAILABLE:
+        if method.rpartition("/")[2].startswith(READ_PREFIXES):
+            text = text.removesuffix("; nothing was applied")
+        text += "; `gaia status` shows the peers"
     extras: list[str] = []
     status = rpc_status.from_call(error) if error.trailing_metadata() else None
     for detail in status.details if status else ():

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
 from gaia_grpc.cli.options import DEFAULT_CLUSTER, ClusterOption, JsonOption, LimitOption
-from gaia_grpc.cli.output import ListByDefault, enum_word, print_json, print_table, time_text
+from gaia_grpc.cli.output import (
+    LOG_TIME,
+    ListByDefault,
+    enum_word,
+    print_cut_off,
+    print_json,
+    print_table,
+    time_text,
+)
 from gaia_grpc.errors import ConfigError
 
 app = typer.Typer(help="AI worker sessions.", cls=ListByDefault, rich_markup_mode=None)
@@ -39,7 +48,16 @@ def list_sessions(
         print_json(found)
         return
     print_table(
-        ("SESSION", "NAME", "TIER", "PROVIDER", "SPECIALTY", "HEALTH", "TASKS", "HEARTBEAT"),
+        (
+            "SESSION",
+            "NAME",
+            "TIER",
+            "PROVIDER",
+            "SPECIALTY",
+            "HEALTH",
+            "TASKS",
+            f"LAST HEARTBEAT ({LOG_TIME}, UTC)",
+        ),
         (
             (
                 session.session_id,
@@ -55,6 +73,7 @@ def list_sessions(
         ),
         "no sessions",
     )
+    print_cut_off(found, len(found.sessions), " or --health, --provider")
 
 
 @app.command("get")
@@ -84,8 +103,8 @@ def get_session(
             ("health", enum_word(session_pb2.Health.Name, session.health, "HEALTH")),
             ("incarnation", session.incarnation),
             ("tasks", f"{session.claimed_tasks} of {session.max_concurrent_tasks}"),
-            ("registered", time_text(session.register_time)),
-            ("last heartbeat", time_text(session.last_heartbeat_time)),
+            (f"registered ({LOG_TIME}, UTC)", time_text(session.register_time)),
+            (f"last heartbeat ({LOG_TIME}, UTC)", time_text(session.last_heartbeat_time)),
         ),
         "",
     )
@@ -108,6 +127,7 @@ def score_sessions(
     if json_output:
         print_json(found)
         return
+    found_all = len(found.scores) < request.page_size
     print_table(
         ("SCORE", "FREE", "ELIGIBLE", "SESSION", "NAME", "WHY"),
         (
@@ -123,3 +143,5 @@ def score_sessions(
         ),
         "no sessions",
     )
+    if not found_all:
+        print(f"showing {len(found.scores):,}, there may be more: --limit N", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
@@ -10,6 +11,8 @@ from gaia_grpc.cli.options import DEFAULT_CLUSTER, ClusterOption, JsonOption, pa
 from gaia_grpc.cli.output import ListByDefault, print_json, print_table
 from gaia_grpc.errors import NotFoundError
 
+UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
 app = typer.Typer(help="Replicated settings.", cls=ListByDefault, rich_markup_mode=None)
 
 
@@ -17,7 +20,7 @@ app = typer.Typer(help="Replicated settings.", cls=ListByDefault, rich_markup_mo
 def list_settings(
     cluster: ClusterOption = DEFAULT_CLUSTER, json_output: JsonOption = False
 ) -> None:
-    """Show every setting with its value and its default."""
+    """Show every setting with its value, and its default where it was changed."""
     from gaia.cluster.v1 import cluster_pb2
 
     from gaia_grpc.cli.ask import ask
@@ -30,9 +33,29 @@ def list_settings(
         return
     print_table(
         ("SETTING", "VALUE", "DEFAULT", "WHAT IT DOES"),
-        ((item.name, item.value, item.default_value, item.description) for item in found.settings),
+        (
+            (
+                item.name,
+                item.value,
+                _default_text(item.value, item.default_value),
+                item.description,
+            )
+            for item in found.settings
+        ),
         "no settings",
     )
+
+
+def _default_text(value: str, default: str) -> str:
+    """The default where the value differs from it; `60s` is what `1m` is."""
+    same = value == default or (_length_ms(value) or -1) == _length_ms(default)
+    return "" if same else default
+
+
+def _length_ms(text: str) -> float | None:
+    """A duration in milliseconds; None where the text is none."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text)
+    return None if found is None else float(found[1]) * UNITS_MS[found[2]]
 
 
 @app.command("get")

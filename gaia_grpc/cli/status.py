@@ -27,13 +27,14 @@ def status(
     json_output: JsonOption = False,
 ) -> int:
     """Show every peer. Exits with 1 where no leader can take writes."""
-    from gaia_grpc.cli.rpc import peer_statuses
+    from gaia_grpc.cli.rpc import peer_statuses, require_peer
 
     addresses = parse_cluster(cluster)
     answers = peer_statuses(addresses, timeout)
     living = [answer for answer in answers.values() if answer]
     if not living:
-        raise UnavailableError(f"no peer answers at {cluster}; `gaia up` starts a local cluster")
+        require_peer(addresses, timeout)
+        raise UnavailableError("no peer answered in time; one does now, so ask again")
     leader = next((answer.node_id for answer in living if answer.writable and answer.leader_id
                    and answer.leader_id == answer.node_id), "")  # fmt: skip
     if json_output:

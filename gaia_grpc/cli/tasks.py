@@ -8,9 +8,11 @@ import typer
 
 from gaia_grpc.cli.options import DEFAULT_CLUSTER, ClusterOption, JsonOption, LimitOption
 from gaia_grpc.cli.output import (
+    LOG_TIME,
     ListByDefault,
     bytes_text,
     enum_word,
+    print_cut_off,
     print_json,
     print_table,
     time_text,
@@ -70,6 +72,7 @@ def list_tasks(
         ),
         "no tasks",
     )
+    print_cut_off(found, len(found.tasks), " or --state, --type")
 
 
 @app.command("get")
@@ -192,7 +195,7 @@ def _show(task: task_messages.Task, json_output: bool) -> None:
     if task.history:
         print()
         print_table(
-            ("TIME", "EVENT", "SESSION", "TOKEN", "ERROR"),
+            (f"TIME ({LOG_TIME}, UTC)", "EVENT", "SESSION", "TOKEN", "ERROR"),
             (
                 (
                     time_text(event.time),

@@ -81,6 +81,11 @@ class AlertListener:
         return self._stream.reconnects
 
     @property
+    def interrupted(self) -> bool:
+        """Whether the connection is lost at this moment; it is sought again by itself."""
+        return self._stream.interrupted
+
+    @property
     def address(self) -> str | None:
         """The peer that serves the stream."""
         return self._stream.address

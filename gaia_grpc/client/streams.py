@@ -71,6 +71,11 @@ class ResumableStream(Generic[Request, Response]):
         """The peer that serves the stream, or will be asked next."""
         return self._address
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether the last attempt failed and no message has come since."""
+        return self._failing_since is not None
+
     @staticmethod
     def time() -> float:
         """The loop's clock in seconds, by which all timeouts here go."""

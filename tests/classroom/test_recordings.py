@@ -77,9 +77,9 @@ def test_rows_that_cannot_be_used_are_counted_by_reason(tmp_path: Path) -> None:
     recording = read_recording(log, RecordingFormat.COGNITIVE_TUTOR)
     assert (recording.rows_read, recording.rows_used) == (4, 1)
     assert recording.rows_skipped == {
-        "no time": 1,
+        "First Transaction Time is no time": 1,
         "student id malformed": 1,
-        "count is no number": 1,
+        "Incorrects is no number": 1,
     }
 
 
@@ -124,11 +124,28 @@ def test_csv_takes_metrics_as_they_are(tmp_path: Path) -> None:
     assert recording.rows_skipped == {"value is no number": 1, "app_name malformed": 1}
 
 
+def test_csv_takes_iso_times_and_names_a_bad_field(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(
+        "student_id,app_name,metric_type,value,event_time_ms\n"
+        "ana,math,error,1,1970-01-01T00:00:02Z\n"
+        "ana,math,error,1,1970-01-01 02:00:03.5+02:00\n"
+        "ana,math,error,1,1970-01-01T00:00:04\n"
+        "ana,math,error,1,yesterday\n"
+        "ana,math,error,1,-5\n"
+    )
+    recording = read_recording(path, RecordingFormat.CSV)
+    assert [metric.at_ms for metric in recording.metrics] == [2_000, 3_500, 4_000]
+    assert recording.rows_skipped == {
+        "event_time_ms is neither milliseconds since 1970 nor an ISO 8601 time": 2
+    }
+
+
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
-        ("log.tsv", b"a\tb\n1\t2\n", "no column 'Anon Student Id'"),
-        ("log.tsv", b"", "no column"),
+        ("log.tsv", b"a\tb\n1\t2\n", "lacks Anon Student Id, Step Start Time, First"),
+        ("log.tsv", b"", "its first line lacks Anon Student Id"),
         ("log.tsv.gz", b"this is not gzip", "can't be read"),
         ("cut.tsv.gz", gzip.compress(TUTOR_HEADER.encode() * 1_000)[:60], "can't be read"),
     ],

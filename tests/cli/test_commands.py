@@ -141,6 +141,10 @@ def test_lists_are_read_page_by_page_up_to_the_limit(gaia: Gaia) -> None:
         assert len(answer(gaia, "call", "TaskService/BatchEnqueueTasks", request)["tasks"]) == 1_000
     whole = answer(gaia, "tasks", "list", "--type", "cli.many", "--limit", "5000", "--json")
     assert len({task["taskId"] for task in whole["tasks"]}) == 2_000
+    _, out, err = gaia("tasks", "list", "--type", "cli.many")
+    assert out.count("cli.many") == 100
+    assert err == "showing 100, more exist: --limit N or --state, --type\n"
+    assert gaia("tasks", "list", "--type", "cli.many", "--limit", "2000")[2] == ""
     part = answer(gaia, "tasks", "list", "--type", "cli.many", "--limit", "1500", "--json")
     assert part["tasks"] == whole["tasks"][:1_500]
 
@@ -157,7 +161,11 @@ def test_metrics_and_alerts(gaia: Gaia) -> None:
     assert [alert["studentId"] for alert in alerts] == ["cli-ana"]
     assert re.search(r" cli-ana +math +excessive_errors +high +open ",
                      gaia("alerts", "list", "--student", "cli-ana")[1])  # fmt: skip
-    event = gaia("alerts", "watch", "--student", "cli-ana", "--after", "0", "--count", "1")[1]
+    watch = ("alerts", "watch", "--student", "cli-ana", "--after", "0", "--count", "1")
+    _, event, notes = gaia(*watch)
+    assert notes.splitlines()[0].startswith("waiting for alerts")
+    assert "RAISED (log time, UTC)" in notes
+    assert re.match(r"\d+  20\d\d-\d\d-\d\d \d\d:\d\d:\d\d  opened  high  cli-ana ", event)
     assert "opened  high  cli-ana in math: excessive_errors" in event
     assert gaia("alerts", "--classroom", "nowhere")[1] == "no alerts\n"
     assert gaia("metrics", "list", "nowhere")[1].startswith("no metrics of classroom nowhere")
@@ -171,7 +179,7 @@ def test_an_alert_is_acknowledged_and_resolved(gaia: Gaia) -> None:
     resolved = answer(gaia, "alerts", "resolve", *options, "--note", "talked", "--json")
     assert (resolved["state"], resolved["acknowledgedBy"]) == ("ALERT_STATE_RESOLVED", "ms-frizzle")
     watched = gaia("alerts", "watch", "--student", "cli-eva", "--after", "0", "--count", "3")[1]
-    assert [line.split()[1] for line in watched.splitlines()] == [
+    assert [line.split()[3] for line in watched.splitlines()] == [
         "opened",
         "acknowledged",
         "resolved",
@@ -201,6 +209,7 @@ def test_settings_are_shown_and_changed(gaia: Gaia) -> None:
         "task.max_retries=4\ntask.retry_base=2s\n"
     )
     assert re.search(r"^task.max_retries +4 +3 +", gaia("settings")[1], re.M)
+    assert re.search(r"^task.max_wait +1m +Longest", gaia("settings")[1], re.M)  # default: 60s
     assert gaia("settings", "set", "task.max_retries=3", "task.retry_base=1s")[0] == 0
     code, _, err = gaia("settings", "set", "task.max_retries=many")
     assert code == 1
@@ -231,7 +240,9 @@ def test_call_lists_services_and_methods(gaia: Gaia) -> None:
         ("NoService/Get", "{}", "no service NoService; there are"),
         ("TaskService/Nothing", "{}", "TaskService has no method Nothing; it has EnqueueTask"),
         ("TaskService/GetTask", "{", "the request is no JSON"),
-        ("TaskService/GetTask", '{"no": 1}', "the request is no GetTaskRequest"),
+        ("TaskService/GetTask", '{"no": 1}', "GetTaskRequest has no field no; it has taskId, "),
+        ("TaskService/GetTask", '{"taskId": [1]}', "taskId: not a string"),
+        ("TaskService/GetTask", "[1]", "not a JSON object"),
         ("TaskService/GetTask", '{"taskId": "gone"}', "error: NOT_FOUND: "),
         ("TaskService/EnqueueTask", "{}", "task_type: "),
         ("TaskService/GetTask", "@no-such-file", "No such file"),
@@ -274,3 +285,29 @@ def test_call_goes_to_a_peer_that_answers(gaia: Gaia, cluster3: Cluster) -> None
     assert cluster3.leader()
     stats = answer(gaia, "call", "ClusterService/GetStatus")
     assert stats["nodeId"] == "n2"
+
+
+# --- a cluster that cannot answer -----------------------------------------------------------------
+
+
+def test_a_peer_port_is_told(gaia: Gaia, cluster3: Cluster) -> None:
+    address = cluster3.peer("n1").peer_address
+    for command in (["status"], ["tasks"], ["call"]):
+        code, out, err = gaia(*command, "--cluster", address)
+        assert (code, out) == (1, "")
+        assert err.startswith(f"error: no client port of a peer: {address} ")
+
+
+def test_reads_without_a_majority_say_nothing_of_changes(gaia: Gaia, cluster3: Cluster) -> None:
+    cluster3.kill("n1", "n2")
+    code, _, err = gaia("tasks")
+    assert code == 1
+    assert "no leader with a majority of the peers answered" in err
+    assert "nothing was" not in err
+    assert "`gaia status`" in err
+    code, _, err = gaia("tasks", "enqueue", "grade")
+    assert code == 1
+    assert "nothing was changed; `gaia status`" in err
+    _, _, err = gaia("call", "TaskService/GetQueueStats")
+    assert "nothing was" not in err
+    assert "`gaia status`" in err

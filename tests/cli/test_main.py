@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from gaia_grpc import __version__
 from gaia_grpc.cli.main import app, main
 
 NAMES = [  # the names of the design
@@ -74,12 +75,16 @@ def test_help_does_not_load_grpc(arguments: list[str]) -> None:
         (["status", "--cluster", "nowhere"], 2, "'nowhere' is not HOST:PORT"),
         (["status", "--cluster", " , "], 2, "at least one HOST:PORT"),
         (["call", "--cluster", "h:1", "A/B", "{"], 1, "no peer answers"),
+        (["nonsense"], 2, "try 'gaia --help'"),
+        (["tasks", "nonsense"], 2, "try 'gaia tasks --help'"),
+        (["tasks", "enqueue", "grade", "essay"], 2, "goes to --payload"),
+        (["status", "--cluster", "127.0.0.1:70000"], 2, "port 70000"),
         (["settings", "set", "retry"], 2, "'retry' is not KEY=VALUE"),
         (["up", "--set", "a=1", "--set", "a=2"], 2, "a is given twice"),
         (["up", "--peers", "0"], 2, "--peers must be 1 to 100"),
         (["up", "--base-port", "80"], 2, "--base-port must be"),
         (["replay", "x.csv", "--format", "xml"], 2, "--format must be one of"),
-        (["replay", "no/such/file.csv", "--format", "csv"], 1, "No such file"),
+        (["replay", "no/such/file.csv", "--format", "csv"], 2, "no/such/file.csv: No such file"),
         (["bench", "--only", "nothing"], 2, "no case nothing"),
         (["serve"], 2, "--node-id (or GAIA_NODE_ID) is missing"),
         (["sessions", "list", "--health", "fine"], 2, "healthy, degraded or failed"),
@@ -107,7 +112,41 @@ def test_an_error_is_one_line_and_a_code(
     assert out == ""
 
 
-@pytest.mark.parametrize("arguments", [["status"], ["call", "TaskService/GetQueueStats"], ["call"]])
+def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = run(capsys)
+    assert shown == run(capsys, "--help") == run(capsys, "-h")
+    code, out, err = shown
+    assert (code, err) == (0, "")
+    assert all(f"\n  {name} " in out for name in NAMES)
+
+
+def test_h_is_help_for_every_command_and_noun(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["demo"], ["tasks"], ["tasks", "list"]):
+        assert run(capsys, *arguments, "-h") == run(capsys, *arguments, "--help")
+    assert "enqueue" in run(capsys, "tasks", "-h")[1]
+
+
+def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version") == (0, f"gaia {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status"],
+        ["call", "TaskService/GetQueueStats"],
+        ["call"],
+        ["tasks"],
+        ["tasks", "enqueue", "grade"],
+        ["sessions", "scores"],
+        ["metrics", "list", "5b"],
+        ["metrics", "watch", "5b"],
+        ["alerts"],
+        ["alerts", "watch"],
+        ["settings"],
+        ["demo"],
+    ],
+)
 def test_no_peer_that_answers_is_one_line(
     capsys: pytest.CaptureFixture[str], refused_address: str, arguments: list[str]
 ) -> None:
