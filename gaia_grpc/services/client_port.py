@@ -20,6 +20,8 @@ from gaia_grpc.services.reflection import add_reflection
 from gaia_grpc.services.registry import NOT_SERVED, SERVICES, PublicServices
 
 HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+MAX_NEW_CALLS = 20_000
+"""Calls that have come and are not looked at yet; from then on the interceptor's limits hold."""
 KEEPALIVE_INTERVAL_MS = 30_000
 KEEPALIVE_TIMEOUT_MS = 10_000
 """A client that vanished without a word frees its streams after both together."""
@@ -37,6 +39,10 @@ def server_arguments(max_message_size_bytes: int) -> ServerArguments:
         # Room for the interceptor to say how much too large a request is.
         ("grpc.max_receive_message_length", 2 * max_message_size_bytes),
         ("grpc.max_send_message_length", max_message_size_bytes),
+        # Who comes in a crowd (subscribers of a peer that died) is not thrown out at random with a
+        # bare CANCELLED: gRPC does that from 1,000 new calls on.
+        ("grpc.server.max_pending_requests", MAX_NEW_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", MAX_NEW_CALLS),
         ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+from gaia.alert.v1 import alert_pb2
 from gaia.cluster.v1 import cluster_pb2
 from gaia.session.v1 import session_pb2
 from gaia.task.v1 import task_pb2
@@ -285,3 +286,14 @@ async def test_settings_are_read_once_a_version() -> None:
     assert await cache.milliseconds("metrics.max_future") == 5_000
     assert await cache.milliseconds("session.heartbeat_interval") == 10_000
     assert len(node.reads) == 1
+
+
+async def test_a_crowd_that_comes_at_once_is_served() -> None:
+    """gRPC itself throws calls out at random, with a bare CANCELLED, where 1,000 are new."""
+    async with serve_peer() as peer:
+        request = alert_pb2.SubscribeAlertsRequest(from_now=True)
+        calls = [peer.alerts.SubscribeAlerts(request, timeout=30) for _ in range(2_500)]
+        first = await asyncio.gather(*(call.read() for call in calls))
+        assert all(isinstance(message, alert_pb2.SubscribeAlertsResponse) for message in first)
+        for call in calls:
+            call.cancel()
