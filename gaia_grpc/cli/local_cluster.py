@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from gaia_grpc.cli.rpc import leader_of
 from gaia_grpc.errors import ConfigError, StartupError
@@ -23,21 +25,54 @@ POLL_INTERVAL_S = 0.05
 class LocalCluster:
     """All peers of `gaia up`."""
 
+    data_dir: Path
     peers: list[PeerProcess]
     settings: Sequence[str] = ()
     reported: set[int] = field(default_factory=set)
     """Ids of the processes whose end was told to the user."""
+    lock: BinaryIO | None = None
+    """Held as long as this cluster runs in its directory."""
 
     @property
     def addresses(self) -> list[str]:
         """Client addresses of all peers."""
         return [peer.address for peer in self.peers]
 
-    def start(self) -> None:
-        """Starts every peer; `StartupError` where a port is taken."""
+    @property
+    def majority(self) -> int:
+        """How many peers must run, so that the cluster answers."""
+        return len(self.peers) // 2 + 1
+
+    def claim(self) -> None:
+        """Takes the directory; writes nothing where something is in the way.
+
+        Raises:
+            StartupError: a cluster runs in the directory, or a port is taken.
+        """
+        exists = self.data_dir.is_dir()
+        if exists:
+            self._lock_directory()
         for peer in self.peers:
             for address in (peer.address, peer.peer_address):
                 _require_free(peer.node_id, address)
+        if not exists:
+            self.data_dir.mkdir(parents=True, exist_ok=True)
+            self._lock_directory()
+
+    def _lock_directory(self) -> None:
+        lock = (self.data_dir / "up.lock").open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.close()
+            raise StartupError(
+                f"a cluster runs in {self.data_dir}/ already: `gaia status` shows it; "
+                "another one needs its own --data-dir and --base-port"
+            ) from error
+        self.lock = lock
+
+    def start(self) -> None:
+        """Starts every peer."""
         for peer in self.peers:
             self.start_peer(peer)
 
@@ -74,6 +109,8 @@ class LocalCluster:
                 peer.wait(STOP_TIMEOUT_S)
             except TimeoutError:
                 peer.kill()
+        if self.lock is not None:
+            self.lock.close()
 
     def wait_ready(self, timeout_s: float, stopping: Callable[[], bool]) -> str:
         """Node id of the leader, once one leads; empty where `stopping` came first.
@@ -106,11 +143,19 @@ def plan_cluster(
     data_dir: Path, peer_count: int, base_port: int, settings: Sequence[str]
 ) -> LocalCluster:
     """The peers on `base_port`; `ConfigError` where the directory holds another cluster."""
-    if not 1 <= peer_count <= PEER_PORT_OFFSET:
-        raise ConfigError(f"--peers must be 1 to {PEER_PORT_OFFSET}")
+    if not (1 <= peer_count < PEER_PORT_OFFSET and peer_count % 2):
+        raise ConfigError(
+            f"--peers must be odd, 1 to {PEER_PORT_OFFSET - 1}: "
+            "one peer more than an odd number survives no failure more"
+        )
     if not 1_024 <= base_port <= 65_535 - 2 * PEER_PORT_OFFSET:
         raise ConfigError(f"--base-port must be 1024 to {65_535 - 2 * PEER_PORT_OFFSET}")
     found = len([path for path in data_dir.glob("n*") if path.is_dir()])
+    if found and found % 2 == 0:
+        raise ConfigError(
+            f"{data_dir} holds {found} peers, which is no whole cluster: remove it, "
+            "or choose another --data-dir"
+        )
     if found not in (0, peer_count):
         raise ConfigError(
             f"{data_dir} holds a cluster of {found} peers: use --peers {found}, "
@@ -119,7 +164,7 @@ def plan_cluster(
     ports = [(base_port + place, base_port + PEER_PORT_OFFSET + place)
              for place in range(peer_count)]  # fmt: skip
     peers = [PeerProcess(f"n{place}", data_dir, pair) for place, pair in enumerate(ports, start=1)]
-    return LocalCluster(peers, settings)
+    return LocalCluster(data_dir, peers, settings)
 
 
 def _require_free(node_id: str, address: str) -> None:
@@ -131,6 +176,6 @@ def _require_free(node_id: str, address: str) -> None:
             probe.bind((host, int(port)))
         except OSError as error:
             raise StartupError(
-                f"{address} of peer {node_id} is in use: is a cluster running already? "
-                "(--base-port chooses other ports)"
+                f"{address} of peer {node_id} is in use: is a cluster running already "
+                "(`gaia status`)? --base-port chooses other ports"
             ) from error

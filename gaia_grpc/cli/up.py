@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 READY_TIMEOUT_S = 30.0
 WATCH_INTERVAL_S = 0.25
 RESTART_DELAY_S = 1.0
+HOW_IT_COMES_BACK = "Ctrl-C and `gaia up` bring it back (`gaia up --restart` does so by itself)"
 
 
 def up(
-    peers: Annotated[int, typer.Option("--peers", help="How many peers.")] = 3,
+    peers: Annotated[
+        int, typer.Option("--peers", help="How many peers: 1, 3, 5 or any odd number.")
+    ] = 3,
     data_dir: Annotated[
         Path, typer.Option("--data-dir", metavar="DIR", help="Kept: a second run goes on with it.")
     ] = Path(".gaia"),
@@ -53,6 +56,8 @@ def up(
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     code = 0
     try:
+        cluster.claim()
+        print(f"starting {len(cluster.peers)} peers ...", flush=True)
         cluster.start()
         leader = cluster.wait_ready(READY_TIMEOUT_S, stopping.is_set)
         if leader:
@@ -83,15 +88,25 @@ def _watch(cluster: LocalCluster, stopping: threading.Event, restart: bool) -> i
     """Until stopped: tells which peers ended. 1 where all of them ended by themselves."""
     from gaia_grpc.cli.local_cluster import last_line
 
+    told = False
     while not stopping.wait(WATCH_INTERVAL_S):
         for peer in cluster.ended():
             code = peer.exit_code or 0
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
             said = f": {last_line(peer)}" if code > 0 else ""
-            print(f"{peer.node_id} ended ({how}){said}", flush=True)
+            back = "" if restart else f"; {HOW_IT_COMES_BACK}"
+            print(f"{peer.node_id} ended ({how}){said}{back}", flush=True)
             if restart and not stopping.wait(RESTART_DELAY_S):
                 cluster.start_peer(peer)
                 print(f"{peer.node_id} started again, pid {peer.pid}", flush=True)
-        if not any(peer.running for peer in cluster.peers):
+        living = sum(peer.running for peer in cluster.peers)
+        if living < cluster.majority and not told:
+            print(
+                f"{living} of {len(cluster.peers)} peers left, {cluster.majority} are needed: "
+                "reads and writes have stopped; nothing is lost",
+                flush=True,
+            )
+        told = living < cluster.majority
+        if not living:
             return 1
     return 0

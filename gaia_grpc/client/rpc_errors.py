@@ -7,6 +7,8 @@ UNAVAILABLE does so only with the reason NO_QUORUM or DRAINING. Everything else 
 
 from __future__ import annotations
 
+import re
+
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
@@ -83,7 +85,7 @@ def to_gaia_error(error: grpc.aio.AioRpcError) -> GaiaError:
         return NotLeaderError(text, leader_id=metadata.get("leader_id", ""))
     if code is grpc.StatusCode.UNAVAILABLE and not reason:
         if _NOT_CONNECTED in text:
-            return UnavailableError(f"no connection: {text}", reason=UNREACHABLE)
+            return UnavailableError(_unreachable_text(text), reason=UNREACHABLE)
         return OutcomeUnknownError(f"the connection was lost: {text}")
     known = _BY_REASON.get(reason) or _BY_CODE.get(code) or OutcomeUnknownError
     return known(
@@ -92,6 +94,15 @@ def to_gaia_error(error: grpc.aio.AioRpcError) -> GaiaError:
         retry_after_ms=retry_after_ms,
         reason=reason or (code.name if known is OutcomeUnknownError else None),
     )
+
+
+def _unreachable_text(text: str) -> str:
+    """gRPC's report of a failed connection without its inner names: the address and the cause."""
+    found = re.search(r"last error: \w+: (?:ipv[46]:)?(?P<address>\S+): (?P<cause>.+)$", text)
+    if found is None:
+        return f"no connection: {text}"
+    cause = found["cause"].removeprefix("Failed to connect to remote host: ")
+    return f"no connection to {found['address']}: {cause}"
 
 
 def _details(

@@ -81,7 +81,8 @@ def test_help_does_not_load_grpc(arguments: list[str]) -> None:
         (["status", "--cluster", "127.0.0.1:70000"], 2, "port 70000"),
         (["settings", "set", "retry"], 2, "'retry' is not KEY=VALUE"),
         (["up", "--set", "a=1", "--set", "a=2"], 2, "a is given twice"),
-        (["up", "--peers", "0"], 2, "--peers must be 1 to 100"),
+        (["up", "--peers", "0"], 2, "--peers must be odd, 1 to 99"),
+        (["up", "--peers", "2"], 2, "--peers must be odd"),
         (["up", "--base-port", "80"], 2, "--base-port must be"),
         (["replay", "x.csv", "--format", "xml"], 2, "--format must be one of"),
         (["replay", "no/such/file.csv", "--format", "csv"], 2, "no/such/file.csv: No such file"),
@@ -106,6 +107,7 @@ def test_an_error_is_one_line_and_a_code(
     monkeypatch.delenv("GAIA_CLUSTER", raising=False)
     found, out, err = run(capsys, *arguments)
     assert found == code
+    assert not (tmp_path / ".gaia").exists()
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert text in err
@@ -181,6 +183,16 @@ def test_a_directory_of_another_cluster_size_is_refused(
     code, _, err = run(capsys, "up", "--data-dir", str(tmp_path))
     assert code == 2
     assert "holds a cluster of 5 peers: use --peers 5" in err
+
+
+def test_what_a_failed_founding_left_behind_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for number in (1, 2):
+        (tmp_path / f"n{number}").mkdir()
+    code, _, err = run(capsys, "up", "--data-dir", str(tmp_path))
+    assert code == 2
+    assert "holds 2 peers, which is no whole cluster: remove it" in err
 
 
 def test_the_output_may_be_cut_off_by_its_reader() -> None:

@@ -92,11 +92,17 @@ def test_a_second_run_goes_on_with_the_same_data(tmp_path: Path) -> None:
     cluster = ",".join(f"127.0.0.1:{base + place}" for place in range(3))
     with up(*options, "--set", "task.max_retries=7") as first:
         printed = first.read_until(READY)
+        assert printed.startswith("starting 3 peers ...\n")
         assert f"export GAIA_CLUSTER={cluster}" in printed
         assert re.search(rf"^n2 .*127.0.0.1:{base + 1} .*127.0.0.1:{base + 101} ", printed, re.M)
         assert printed.count("  leader") == 1
         task_id = gaia(cluster, "tasks", "enqueue", "keep").split()[0]
         assert gaia(cluster, "settings", "get", "task.max_retries") == "7\n"
+        logs = {path: path.stat().st_size for path in (tmp_path / "data").glob("n*.log")}
+        with up("--base-port", str(free_base_port()), *options[2:]) as other:
+            assert other.finish() == 1
+        assert other.text.startswith(f"error: a cluster runs in {tmp_path / 'data'}/ already")
+        assert {path: path.stat().st_size for path in logs} == logs
         first.process.send_signal(signal.SIGINT)
         assert first.finish() == 0
         assert first.text.endswith("stopped; `gaia up` goes on with the same data\n")
@@ -117,6 +123,20 @@ def test_a_killed_peer_is_told_and_started_again_where_asked(tmp_path: Path) -> 
         os.kill(int(pid[1]), signal.SIGKILL)
         running.read_until("n2 ended (signal 9)")
         running.read_until("n2 started again, pid ")
+
+
+@pytest.mark.e2e
+def test_how_a_killed_peer_comes_back_and_what_the_lost_majority_means(tmp_path: Path) -> None:
+    base = free_base_port()
+    with up("--base-port", str(base), "--data-dir", str(tmp_path / "data")) as running:
+        printed = running.read_until(READY)
+        pids = dict(re.findall(r"^(n\d) .* pid (\d+)", printed, re.M))
+        os.kill(int(pids["n2"]), signal.SIGKILL)
+        printed = running.read_until("n2 ended (signal 9)")
+        assert "bring it back (`gaia up --restart`" in printed
+        assert "peers left" not in printed
+        os.kill(int(pids["n1"]), signal.SIGKILL)
+        running.read_until("1 of 3 peers left, 2 are needed: reads and writes have stopped")
 
 
 @pytest.mark.e2e
