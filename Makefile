@@ -38,7 +38,7 @@ setup: ## virtual environment with everything, `gaia` in it (.venv, or the activ
 	      || { echo "error: Python 3.11 or newer is needed (make PYTHON=/path/to/python3.11)" >&2; exit 2; }; \
 	    echo "creating $(VENV) ..."; "$(PYTHON)" -m venv "$(VENV)"; \
 	  fi; \
-	  echo "installing GAIA and its tools into $(VENV) (less than a minute, once) ..."; \
+	  echo "installing GAIA and its tools into $(VENV) (once; a minute or more, as the network goes) ..."; \
 	  $(PY) -m pip install --quiet --no-compile -e '.[dev,fast]'; \
 	  rm -f "$(VENV)"/.gaia-setup-*; touch "$(STAMP)"; }
 
