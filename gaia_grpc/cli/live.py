@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ REFRESH_S = 0.12
 PLAIN_INTERVAL_S = 1.0
 EVENT_LINES = 10
 BAR_WIDTH = 40
+FACTS_WIDTH = 58
 
 
 class LiveView:
@@ -96,7 +98,10 @@ class LiveView:
             style="" if progress.leader else "bold red",
         ))  # fmt: skip
         lines = progress.events[-EVENT_LINES:]
-        events = Text("\n".join(lines + [""] * (EVENT_LINES - len(lines))))
+        # A folded line would push the panel beyond the screen.
+        events = Text(
+            "\n".join(lines + [""] * (EVENT_LINES - len(lines))), no_wrap=True, overflow="ellipsis"
+        )
         return Panel(Group(facts, Text(""), events), title=f"GAIA class: {progress.phase}")
 
     def _measure_rate(self) -> None:
@@ -108,8 +113,10 @@ class LiveView:
 
 
 def _bar(done: int, of: int) -> str:
-    filled = min(BAR_WIDTH, BAR_WIDTH * done // max(of, 1))
-    return "█" * filled + "░" * (BAR_WIDTH - filled)
+    # The facts beside the bar need the rest of a narrow terminal.
+    width = max(8, min(BAR_WIDTH, shutil.get_terminal_size().columns - FACTS_WIDTH))
+    filled = min(width, width * done // max(of, 1))
+    return "█" * filled + "░" * (width - filled)
 
 
 def _clock(milliseconds: int) -> str:

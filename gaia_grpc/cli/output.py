@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PLAIN_WIDTH = 240
-LAST_COLUMN_WIDTH = 24
+LAST_COLUMN_WIDTH = 16
 """A last column that is folded has at least this width."""
 LOG_TIME = "log time"
 """The label of times that the cluster counts itself."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -285,6 +287,29 @@ def test_call_goes_to_a_peer_that_answers(gaia: Gaia, cluster3: Cluster) -> None
     assert cluster3.leader()
     stats = answer(gaia, "call", "ClusterService/GetStatus")
     assert stats["nodeId"] == "n2"
+
+
+def test_a_watch_tells_when_its_connection_is_lost_and_back(gaia: Gaia, cluster3: Cluster) -> None:
+    publish_errors(gaia, "cli-class-3", "cli-lost")
+    arguments = ["alerts", "watch", "--student", "cli-lost", "--after", "0", "--count", "2"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "gaia_grpc", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as watching:
+        assert watching.stdout is not None
+        assert watching.stderr is not None
+        assert "opened" in watching.stdout.readline()
+        cluster3.kill("n1", "n2", "n3")
+        for part in ("waiting for alerts", "SEQUENCE", "connection lost"):
+            assert part in watching.stderr.readline()
+        cluster3.heal()
+        assert re.match("connected again, to .*; nothing was missed", watching.stderr.readline())
+        alert_id = answer(gaia, "alerts", "--student", "cli-lost", "--json")["alerts"][0]["alertId"]
+        assert gaia("alerts", "acknowledge", alert_id, "--teacher", "ms-frizzle")[0] == 0
+        assert "acknowledged" in watching.stdout.readline()
+        assert watching.wait(timeout=10) == 0
 
 
 # --- a cluster that cannot answer -----------------------------------------------------------------

@@ -62,6 +62,23 @@ async def test_a_terminal_gets_a_panel(monkeypatch: pytest.MonkeyPatch) -> None:
         assert part in text
 
 
+@pytest.mark.parametrize("columns", [50, 80])
+async def test_a_narrow_terminal_gets_a_panel_of_the_same_height(
+    monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = progress()
+    for _ in range(10):
+        shown.tell("alert opened: student-05 in reading, excessive_errors (critical) " * 3)
+    await show(shown)
+    last = terminal.getvalue().split("GAIA class")[-1]
+    assert last.count("\n") <= 20
+    assert all(len(line) <= columns for line in last.splitlines()[1:-1])
+
+
 async def test_a_file_gets_lines(capsys: pytest.CaptureFixture[str]) -> None:
     await show(progress())
     assert capsys.readouterr().out.splitlines() == [
