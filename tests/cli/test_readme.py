@@ -195,8 +195,9 @@ def test_the_test_cluster_example_runs(fresh_cluster: Cluster) -> None:
     """It stands for `with Cluster(peers=3)`: the same calls on the cluster that runs already."""
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.M | re.S)
     code = next(block for block in blocks if "with Cluster" in block)
-    body = ast.parse(code).body[0]
+    *imports, body = ast.parse(code).body
     assert isinstance(body, ast.With)
+    exec(compile(ast.Module(body=imports, type_ignores=[]), "README.md", "exec"), {})
     module = ast.Module(body=body.body, type_ignores=[])
     exec(compile(module, "README.md", "exec"), {"cluster": fresh_cluster})
     fresh_cluster.heal()
