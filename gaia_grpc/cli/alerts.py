@@ -118,7 +118,7 @@ def watch_alerts(
                 timeline_id=timeline,
                 after_sequence=after,
             )
-            clock = "time of the timeline" if timeline else LOG_TIME
+            clock = "" if json_output else "time of the timeline" if timeline else LOG_TIME
             seen = 0
             try:
                 async for event in _with_notes(listener, clock):
@@ -178,14 +178,18 @@ def _tell(text: str) -> None:
 async def _with_notes(
     listener: AlertListener, clock: str
 ) -> AsyncGenerator[alert_messages.AlertEvent, None]:
-    """The events; notes tell when it begins and where the connection is lost for a while."""
+    """The events; notes tell when it begins and where the connection is lost for a while.
+
+    `clock` labels the column of times; empty where there are no columns.
+    """
     begun = lost = False
     while True:
         event = await listener.next(timeout=NOTICE_INTERVAL_S if begun else FIRST_INTERVAL_S)
         if not begun and listener.cursor is not None:
             begun = True
             _tell("waiting for alerts ... (Ctrl-C ends)")
-            _tell(f"SEQUENCE  RAISED ({clock}, UTC)  CHANGE  SEVERITY  ALERT")
+            if clock:
+                _tell(f"SEQUENCE  RAISED ({clock}, UTC)  CHANGE  SEVERITY  ALERT")
         if listener.interrupted != lost:
             lost = listener.interrupted
             _tell(
