@@ -66,7 +66,7 @@ def call(
                 return 0
             _call(channel, _find_method(service, method_name), _read(data), timeout, count)
         except grpc.RpcError as error:
-            raise to_command_error(error, method or "") from error
+            raise to_command_error(error) from error
     return 0
 
 

@@ -118,17 +118,13 @@ def leader_of(addresses: Sequence[str], timeout_s: float) -> str:
     return ""
 
 
-def to_command_error(error: grpc.RpcError, method: str) -> GaiaError:
+def to_command_error(error: grpc.RpcError) -> GaiaError:
     """One line of a failed call: the code, what the peer says, its reason and field violations."""
-    from gaia_grpc.client.connection import READ_PREFIXES
-
     if not isinstance(error, grpc.Call):
         return UnavailableError(str(error))
     code = error.code()
     text = error.details() or ""
     if code is grpc.StatusCode.UNAVAILABLE:
-        if method.rpartition("/")[2].startswith(READ_PREFIXES):
-            text = text.removesuffix("; nothing was applied")
         text += "; `gaia status` shows the peers"
     extras: list[str] = []
     status = rpc_status.from_call(error) if error.trailing_metadata() else None

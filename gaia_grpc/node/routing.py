@@ -135,14 +135,14 @@ class Router:
                     return elapsed_ms
             except TimeoutError:
                 break
-            except (NotLeaderError, OutcomeUnknownError):
-                pass
-            except UnavailableError:
+            except (NotLeaderError, OutcomeUnknownError, UnavailableError):
                 pass
             if self.engine.stopped:
                 break
             await self._pause(deadline, seen)
-        raise self._no_quorum()
+        raise UnavailableError(
+            "no leader with a quorum confirmed the read in time", retry_after_ms=RETRY_AFTER_MS
+        )
 
     async def _read_index(self, timeout_s: float) -> tuple[int, int]:
         if self.engine.core.role is RoleName.LEADER:
