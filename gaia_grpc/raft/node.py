@@ -38,6 +38,9 @@ from gaia_grpc.raft.types import (
 )
 
 _NOTHING = Effects()
+MAX_TERM_LEAD = 1 << 32
+"""No honest peer is so many elections ahead. Followed once, a forged or damaged term of 2^63 - 1
+would be the last that fits the wire and the disk: nobody could ever be elected again."""
 
 
 class RaftNode:
@@ -68,6 +71,8 @@ class RaftNode:
         """Takes in one message; what is not for us or not from a member is ignored."""
         core = self._core
         if envelope.to_node != core.node_id or envelope.from_node not in self._peers:
+            return
+        if envelope.term > core.term + MAX_TERM_LEAD:
             return
         if envelope.term == core.term or self._follow_term(envelope):
             self._dispatch(envelope)

@@ -17,7 +17,7 @@ from gaia_grpc.raft.messages import (
     VoteRequest,
     VoteResponse,
 )
-from gaia_grpc.raft.node import RaftNode
+from gaia_grpc.raft.node import MAX_TERM_LEAD, RaftNode
 from gaia_grpc.raft.roles import ALLOWED_TRANSITIONS, ROLE_NAMES
 from gaia_grpc.raft.types import (
     NO_NODE,
@@ -70,6 +70,26 @@ def test_messages_for_others_and_from_strangers_are_ignored(from_node: str, to_n
     peer.node.step(Envelope(NodeId(from_node), NodeId(to_node), Term(9), message))
     assert peer.node.term == 0
     assert not peer.node.has_effects
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        VoteRequest(Index(9), Term(9)),
+        PreVoteRequest(Index(9), Term(9)),
+        AppendRequest(Index(0), Term(0), (), Index(0), 1),
+        VoteResponse(granted=False),
+    ],
+)
+def test_a_term_that_nobody_can_have_reached_is_not_followed(payload: Payload) -> None:
+    peer, sent = peer_of()
+    term = peer.node.term
+    step(peer, payload, (1 << 63) - 1)
+    step(peer, payload, term + MAX_TERM_LEAD + 1)
+    assert peer.node.term == term
+    assert sent == []
+    step(peer, VoteRequest(Index(9), Term(9)), term + MAX_TERM_LEAD)
+    assert peer.node.term == term + MAX_TERM_LEAD
 
 
 def test_answers_that_come_too_late_are_ignored() -> None:
