@@ -82,12 +82,22 @@ def peer_statuses(
 
 
 def require_peer(addresses: Sequence[str], timeout_s: float = REACH_TIMEOUT_S) -> str:
-    """The address of a peer that answers; `UnavailableError` where none does, with what to do."""
+    """The first address that answers, in the order given, so that the same call goes to the same
+    peer; `UnavailableError` where none does, with what to do."""
+    silent = list(addresses)
+    answering: list[str] = []
     found: dict[str, grpc.StatusCode] = {}
     for address, answer in _ask_statuses(addresses, timeout_s):
-        if not isinstance(answer, grpc.StatusCode):
-            return address
-        found[address] = answer
+        silent.remove(address)
+        if isinstance(answer, grpc.StatusCode):
+            found[address] = answer
+        else:
+            answering.append(address)
+        first = min(answering + silent, key=addresses.index, default="")
+        if first in answering:
+            return first
+    if answering:
+        return min(answering, key=addresses.index)
     raise UnavailableError(_nobody_answers(addresses, found))
 
 
@@ -124,7 +134,7 @@ def to_command_error(error: grpc.RpcError) -> GaiaError:
         return UnavailableError(str(error))
     code = error.code()
     text = error.details() or ""
-    if code is grpc.StatusCode.UNAVAILABLE:
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         text += "; `gaia status` shows the peers"
     extras: list[str] = []
     status = rpc_status.from_call(error) if error.trailing_metadata() else None

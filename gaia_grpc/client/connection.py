@@ -36,6 +36,9 @@ UnaryMethod = Callable[[Peer], grpc.aio.UnaryUnaryMultiCallable[Request, Respons
 CLIENT_KEY = "gaia-client"
 REQUEST_ID = "request_id"
 MIN_ATTEMPT_S = 0.005
+MIN_RETRY_S = 0.25
+"""A call is not repeated with less than this left: a peer keeps 100 ms back for its answer, so the
+attempt would only turn "definitely not applied" into an unknown outcome."""
 READ_PREFIXES = ("Get", "List", "Score", "Explain")
 
 
@@ -186,7 +189,7 @@ class Connection:
                 if step is Next.RAISE:
                     raise failure from error
                 pause = self._turn(peer, step, attempts, leader_hint(error.trailing_metadata()))
-                if loop.time() + pause + MIN_ATTEMPT_S >= deadline:
+                if loop.time() + pause + min(MIN_RETRY_S, total / 4) >= deadline:
                     raise attempts.final_error(
                         read=is_read(request), timeout_s=total, request_id=request_id
                     ) from error
