@@ -147,7 +147,7 @@ async def test_stopping_leader_hands_over(cluster: LocalCluster) -> None:
     await cluster.stop(old)
     statuses = [driver.status() for driver in cluster.drivers.values()]
     assert any(status.role is RoleName.LEADER for status in statuses)
-    assert max(status.term for status in statuses) == term + 1
+    assert max(status.term for status in statuses) > term
 
 
 async def test_follower_campaigns_at_once_when_the_leaders_process_is_gone(tmp_path: Path) -> None:

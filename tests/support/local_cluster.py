@@ -26,10 +26,10 @@ from gaia_grpc.storage.directory import DataDirectory
 from gaia_grpc.transport.memory import MemoryHub, MemoryNetwork
 
 FAST = ConsensusConfig(
-    tick_ms=2,
-    heartbeat_interval_ms=20,
-    election_timeout_min_ms=80,
-    election_timeout_max_ms=160,
+    tick_ms=5,
+    heartbeat_interval_ms=40,
+    election_timeout_min_ms=200,
+    election_timeout_max_ms=400,
 )
 
 
