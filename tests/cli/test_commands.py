@@ -327,12 +327,14 @@ def test_reads_without_a_majority_say_nothing_of_changes(gaia: Gaia, cluster3: C
     cluster3.kill("n1", "n2")
     code, _, err = gaia("tasks")
     assert code == 1
-    assert "no leader with a majority of the peers answered" in err
+    assert "no leader with a majority of the peers answered" in err or "no answer within" in err
     assert "nothing was" not in err
     assert "`gaia status`" in err
     code, _, err = gaia("tasks", "enqueue", "grade")
     assert code == 1
-    assert "nothing was changed; `gaia status`" in err
+    # An attempt that reached the peer when its deadline came leaves the outcome open, and says so.
+    assert "nothing was changed" in err or "may have been made or not" in err
+    assert "`gaia status`" in err
     _, _, err = gaia("call", "TaskService/GetQueueStats")
     assert "nothing was" not in err
     assert "`gaia status`" in err
