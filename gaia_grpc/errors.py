@@ -185,6 +185,12 @@ class StaleClaimError(FailedPreconditionError):
     reason = "STALE_CLAIM"
 
 
+class ConfigurationRefusedError(FailedPreconditionError):
+    """A change of the members that is not safe now, or makes no sense."""
+
+    reason = "CONFIGURATION_REFUSED"
+
+
 class OutOfRangeError(DomainError):
     """The sequence is older than what is retained."""
 

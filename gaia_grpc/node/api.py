@@ -7,6 +7,7 @@ production side; the twin for service tests lives with the tests.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -116,6 +117,59 @@ class ReplicatedLog(Protocol):
         """Up to `count` committed entries from `first` on."""
         ...
 
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSummary:
+    """A snapshot that this peer holds durably."""
+
+    index: int
+    term: int
+    size_bytes: int
+    sha256: bytes
+    state_hash: bytes
+    """Chain hash of the state after `index`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigurationChange:
+    """A change of the members that is committed."""
+
+    term: int
+    index: int
+    members: tuple[MemberStatus, ...]
+
+
+class ClusterControl(Protocol):
+    """What an operator asks of the embedded log itself. Another log brings its own tools for it, so
+    this is no part of `ReplicatedLog`.
+
+    Every call works at any peer (a follower hands it to the leader) unless it says otherwise.
+    """
+
     async def transfer_leadership(self, to_node_id: str, *, timeout_s: float) -> NodeStatus:
-        """Hands leadership over; raises `UnimplementedError` where it can't yet."""
+        """Hands leadership over, at the leader only; raises `UnavailableError`."""
+        ...
+
+    async def add_peer(
+        self, node_id: str, peer_uuid: str, peer_address: str, *, timeout_s: float
+    ) -> ConfigurationChange:
+        """Adds a learner and promotes it once it has the log up to the commit index of now.
+
+        An empty `peer_uuid` is asked of the peer itself, which must wait there with `--join`.
+        Repeating the call for the same data directory goes on where it was. Raises
+        `ConfigurationRefusedError`, `UnavailableError` (not caught up in time: it stays a learner,
+        and is promoted later).
+        """
+        ...
+
+    async def remove_peer(self, node_id: str, *, timeout_s: float) -> ConfigurationChange:
+        """Removes a member; a leader that removes itself hands over once that is committed."""
+        ...
+
+    async def take_snapshot(self, *, timeout_s: float) -> SnapshotSummary:
+        """Makes the answering peer write a snapshot of what it has applied now."""
+        ...
+
+    async def read_snapshot(self, chunk_size_bytes: int) -> AsyncIterator[bytes]:
+        """The content of the answering peer's newest snapshot file, whole and checked."""
         ...

@@ -5,8 +5,9 @@ The order is the contract. A driver must
 1. send `messages` at any time from now on (they depend only on what is already on disk);
 2. write `write`, if there is one, and call `RaftNode.persisted(write.write_number)` afterwards;
 3. send `messages_after_write` only after that write, and every earlier one, is on disk;
-4. apply `committed` in order, exactly once each;
-5. answer the reads of `read_grants` once `applied index >= grant.index`.
+4. replace the state by the snapshot `install`, if there is one, once `write` is on disk;
+5. apply `committed` in order, exactly once each, after such a replacement;
+6. answer the reads of `read_grants` once `applied index >= grant.index`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from gaia_grpc.raft.messages import Envelope
-from gaia_grpc.raft.types import Entry, Index, NodeId, Term, WriteBatch
+from gaia_grpc.raft.types import Entry, Index, NodeId, SnapshotMeta, Term, WriteBatch
 
 
 class RoleName(StrEnum):
@@ -25,6 +26,8 @@ class RoleName(StrEnum):
     PRE_CANDIDATE = "pre_candidate"
     CANDIDATE = "candidate"
     LEADER = "leader"
+    LEARNER = "learner"
+    """Follows without a vote; also a peer that no configuration names (yet, or any more)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,11 @@ class Effects:
     messages: tuple[Envelope, ...] = ()
     write: WriteBatch | None = None
     messages_after_write: tuple[Envelope, ...] = ()
+    install: SnapshotMeta | None = None
+    """Also in `write.snapshot`."""
     committed: tuple[Entry, ...] = ()
     read_grants: tuple[ReadGrant, ...] = ()
     reads_dropped: tuple[ReadId, ...] = ()
     role_change: RoleChange | None = None
+    configuration: bytes | None = None
+    """The configuration in force, where it changed: appended, taken back, or installed (4.1)."""

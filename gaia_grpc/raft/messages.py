@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gaia_grpc.raft.types import Entry, Index, NodeId, Term
+from gaia_grpc.raft.types import Entry, Index, NodeId, SnapshotMeta, Term
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,17 @@ class TimeoutNow:
     """The leader asks this peer to start an election at once (thesis 3.10)."""
 
 
+@dataclass(frozen=True, slots=True)
+class SnapshotRequest:
+    """InstallSnapshot (section 7): the follower needs entries that the leader has compacted.
+
+    A leader's core asks its transport to send the snapshot; a follower's core gets the same message
+    once all of it has arrived and its digest fits. The answer is an `AppendResponse`.
+    """
+
+    meta: SnapshotMeta
+
+
 Payload = (
     PreVoteRequest
     | PreVoteResponse
@@ -97,6 +108,7 @@ Payload = (
     | AppendRequest
     | AppendResponse
     | TimeoutNow
+    | SnapshotRequest
 )
 
 

@@ -65,6 +65,15 @@ class HardState:
 
 
 @dataclass(frozen=True, slots=True)
+class Members:
+    """Who takes part by one configuration: both sorted, unique, and with nobody in both."""
+
+    voters: tuple[NodeId, ...]
+    learners: tuple[NodeId, ...] = ()
+    """Get the log, and count in no quorum (thesis 4.2.1)."""
+
+
+@dataclass(frozen=True, slots=True)
 class SnapshotMeta:
     """The log prefix that a snapshot stands for, with the configuration in force at its end."""
 
@@ -77,21 +86,27 @@ class SnapshotMeta:
 class Restored:
     """Everything a peer knows after a restart: the input that a core is built from.
 
-    Invariant: `entries` are contiguous and begin at `snapshot.index + 1` (1 without a snapshot).
+    Invariant: `entries` are contiguous from `base.index + 1` on, and `base.index <= snapshot.index
+    <= last index`: some entries that the snapshot stands for are kept for followers that lag.
+    Without a snapshot the base is (0, 0).
     """
 
     hard_state: HardState
     entries: tuple[Entry, ...]
     snapshot: SnapshotMeta | None = None
+    base: EntryId = EntryId(Term(0), Index(0))
 
 
 @dataclass(frozen=True, slots=True)
 class WriteBatch:
     """One durable write: all of it is on disk or none of it.
 
-    `entries` replace every stored entry at or after `entries[0].index`.
+    `entries` replace every stored entry at or after `entries[0].index`. With `snapshot` the whole
+    stored log goes first, and begins anew behind it: the received snapshot becomes the current one
+    in the same step.
     """
 
     write_number: int
     hard_state: HardState | None
     entries: tuple[Entry, ...]
+    snapshot: SnapshotMeta | None = None

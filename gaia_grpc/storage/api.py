@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from gaia_grpc.raft.types import Entry, Index, Restored, SnapshotMeta, WriteBatch
+from gaia_grpc.raft.types import Entry, EntryId, Index, Restored, SnapshotMeta, WriteBatch
 
 
 class LogStorage(Protocol):
@@ -30,6 +31,13 @@ class LogStorage(Protocol):
         """Up to `count` entries from `first` on, checked against their CRC."""
         ...
 
+    def compact(self, base: EntryId) -> None:
+        """Entries up to `base` are no longer needed: a snapshot at or after it is durable.
+
+        Only notes it: `maintain` removes them, some at a time, so a restart may find more.
+        """
+        ...
+
     def maintain(self) -> None:
         """Housekeeping that may take milliseconds; best called (on the writer thread) after the
         completion of a write was handed on. Raises like `write`.
@@ -41,20 +49,98 @@ class LogStorage(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """One complete snapshot file. `size_bytes` and `sha256` are those of its content."""
+
+    meta: SnapshotMeta
+    size_bytes: int
+    sha256: bytes
+
+
+class SnapshotWriter(Protocol):
+    """A snapshot that is being made; nothing is visible before `commit`. Blocks; one thread."""
+
+    def write(self, data: bytes) -> None:
+        """Adds content; raises `StorageFullError` (give it up: `abort`) or `StorageFailedError`."""
+        ...
+
+    def commit(self) -> SnapshotInfo:
+        """Syncs the file, renames it to its final name, syncs the directory."""
+        ...
+
+    def abort(self) -> None:
+        """Removes what was written; idempotent, and nothing after `commit`."""
+        ...
+
+
+class SnapshotReader(Protocol):
+    """A complete snapshot that stays readable until `close`, even where a newer one replaces it."""
+
+    @property
+    def info(self) -> SnapshotInfo:
+        """What it is."""
+        ...
+
+    def read(self, offset_bytes: int, size_bytes: int) -> bytes:
+        """Up to `size_bytes` of the content from `offset_bytes` on."""
+        ...
+
+    def close(self) -> None:
+        """Gives the file free; idempotent."""
+        ...
+
+
+class IncomingSnapshot(Protocol):
+    """A snapshot that arrives in chunks, kept aside. Blocks; one thread at a time."""
+
+    @property
+    def stored_size_bytes(self) -> int:
+        """How far the content has come; what an interrupted transfer goes on from."""
+        ...
+
+    def append(self, data: bytes) -> None:
+        """Adds the content at `stored_size_bytes`; raises like `SnapshotWriter.write`."""
+        ...
+
+    def finish(self) -> None:
+        """Checks size and digest and syncs; the snapshot may be promoted then.
+
+        Raises `StorageDamagedError` where they differ: what was stored is dropped.
+        """
+        ...
+
+    def close(self) -> None:
+        """Keeps what is there for a later attempt; idempotent."""
+        ...
+
+
 class SnapshotStore(Protocol):
     """Snapshot files: written aside, synced, renamed, their directory synced, with a SHA-256.
 
-    All calls block and run on the writer thread.
+    All calls block. At most one incoming snapshot is kept: another `meta` drops it.
     """
 
-    def latest(self) -> SnapshotMeta | None:
-        """The newest complete snapshot; raises `StorageDamagedError` where its digest differs."""
+    def latest(self) -> SnapshotInfo | None:
+        """The newest complete snapshot, its digest checked when the store was opened."""
         ...
 
-    def save(self, meta: SnapshotMeta, chunks: Iterable[bytes]) -> None:
-        """Makes a snapshot durable under its final name, then drops older ones."""
+    def create(self, meta: SnapshotMeta) -> SnapshotWriter:
+        """Begins a snapshot of this peer's own state."""
         ...
 
-    def read(self, meta: SnapshotMeta) -> Iterator[bytes]:
-        """The chunks of a snapshot, for restoring or for sending to a peer."""
+    def open(self, meta: SnapshotMeta) -> SnapshotReader:
+        """Opens a complete one; raises `StorageDamagedError`, `NotFoundError` where it is gone."""
+        ...
+
+    def incoming(self, meta: SnapshotMeta, size_bytes: int, sha256: bytes) -> IncomingSnapshot:
+        """Begins a transfer, or goes on with an interrupted one of the same snapshot."""
+        ...
+
+    def promote(self, meta: SnapshotMeta) -> None:
+        """Makes a finished incoming snapshot the current one; called by `LogStorage.write`."""
+        ...
+
+    def drop_older(self, meta: SnapshotMeta) -> None:
+        """Removes complete snapshots before `meta`; called once the log no longer needs them."""
         ...

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gaia_grpc.raft.messages import Envelope
-from gaia_grpc.raft.types import NO_NODE, Entry, Index, NodeId, Term
+from gaia_grpc.raft.types import NO_NODE, Entry, Index, NodeId, SnapshotMeta, Term
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +142,57 @@ class PeerStats:
     """Messages and connections turned away because of a wrong identity."""
 
 
+class OutgoingSnapshot(Protocol):
+    """A snapshot that is being sent; the driver reads it from its store."""
+
+    @property
+    def meta(self) -> SnapshotMeta:
+        """What it stands for; may be newer than what was asked for."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the whole content."""
+        ...
+
+    @property
+    def sha256(self) -> bytes:
+        """Digest of the whole content."""
+        ...
+
+    async def read(self, offset_bytes: int, size_bytes: int) -> bytes:
+        """Up to `size_bytes` of the content from `offset_bytes` on."""
+        ...
+
+    async def close(self) -> None:
+        """Gives it free; idempotent."""
+        ...
+
+
+class SnapshotSink(Protocol):
+    """Takes in one transfer, chunk by chunk."""
+
+    @property
+    def stored_size_bytes(self) -> int:
+        """How far the content has come: where the sender goes on."""
+        ...
+
+    async def append(self, data: bytes) -> None:
+        """Stores the next chunk, whose CRC was right; raises `StorageFullError`."""
+        ...
+
+    async def finish(self) -> None:
+        """All is there: checks the digest, syncs, and hands the snapshot to the core.
+
+        Raises `StorageDamagedError` where the digest differs: the sender begins anew.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Ends the transfer; what is stored stays for the next one. Idempotent."""
+        ...
+
+
 class InboundHandler(Protocol):
     """What the driver implements. No method may block; exceptions end the call that caused them."""
 
@@ -171,6 +222,23 @@ class InboundHandler(Protocol):
         """
         ...
 
+    async def open_snapshot(self, meta: SnapshotMeta) -> OutgoingSnapshot | None:
+        """The newest complete snapshot at or after `meta.index`; None where there is none."""
+        ...
+
+    async def receive_snapshot(
+        self, from_node: NodeId, term: Term, meta: SnapshotMeta, size_bytes: int, sha256: bytes
+    ) -> SnapshotSink:
+        """Begins or resumes a transfer from the leader of `term`.
+
+        Raises `UnavailableError` where another one is under way or it is not wanted.
+        """
+        ...
+
+    def on_snapshot_sent(self, peer: NodeId, meta: SnapshotMeta, delivered: bool) -> None:
+        """How a transfer to `peer` that a `SnapshotRequest` asked for ended."""
+        ...
+
     async def on_forward(self, call: ForwardedCall) -> ForwardedOutcome:
         """A follower's call; cancelled when the follower or its deadline is gone."""
         ...
@@ -188,7 +256,18 @@ class PeerTransport(Protocol):
         ...
 
     def send(self, envelope: Envelope) -> None:
-        """Queues a message; never blocks. A full queue drops it and counts it (Raft resends)."""
+        """Queues a message; never blocks. A full queue drops it and counts it (Raft resends).
+
+        A `SnapshotRequest` starts a transfer (one at a time a peer; another one is ignored while it
+        runs), which ends in `InboundHandler.on_snapshot_sent`.
+        """
+        ...
+
+    def set_peers(self, addresses: Mapping[NodeId, str]) -> None:
+        """The other members from now on: links to new ones open lazily, the others' end.
+
+        `send` to who is not among them drops the message and counts it.
+        """
         ...
 
     async def forward(
