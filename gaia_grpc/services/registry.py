@@ -60,6 +60,7 @@ _NOT_SERVED_METHODS: Mapping[str, str] = {
     "gaia.cluster.v1.ClusterService/AddPeer": "the members are those of the founding",
     "gaia.cluster.v1.ClusterService/RemovePeer": "the members are those of the founding",
     "gaia.cluster.v1.ClusterService/TakeSnapshot": "the whole log is kept",
+    "gaia.cluster.v1.ClusterService/DownloadSnapshot": "the whole log is kept",
     "gaia.lock.v1.LockService/AcquireLock": "claim a task of its own meanwhile",
     "gaia.lock.v1.LockService/RenewLock": "claim a task of its own meanwhile",
     "gaia.lock.v1.LockService/ReleaseLock": "claim a task of its own meanwhile",

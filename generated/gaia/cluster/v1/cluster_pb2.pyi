@@ -97,6 +97,8 @@ class PeerStatus(_message.Message):
     REACHABLE_FIELD_NUMBER: _builtins.int
     MATCH_INDEX_FIELD_NUMBER: _builtins.int
     VOTER_FIELD_NUMBER: _builtins.int
+    FEATURE_LEVEL_FIELD_NUMBER: _builtins.int
+    SOFTWARE_VERSION_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Name of the peer."""
     peer_uuid: _builtins.str
@@ -111,6 +113,10 @@ class PeerStatus(_message.Message):
     """On the leader: index up to which the member's log is known to equal its own."""
     voter: _builtins.bool
     """Whether it has a vote."""
+    feature_level: _builtins.int
+    """Highest feature level that it announced; 0 where it was not heard since the start."""
+    software_version: _builtins.str
+    """Version of its software; empty where it was not heard since the start."""
     def __init__(
         self,
         *,
@@ -121,10 +127,12 @@ class PeerStatus(_message.Message):
         reachable: _builtins.bool = ...,
         match_index: _builtins.int = ...,
         voter: _builtins.bool = ...,
+        feature_level: _builtins.int = ...,
+        software_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_address", b"client_address", "match_index", b"match_index", "node_id", b"node_id", "peer_address", b"peer_address", "peer_uuid", b"peer_uuid", "reachable", b"reachable", "voter", b"voter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_address", b"client_address", "feature_level", b"feature_level", "match_index", b"match_index", "node_id", b"node_id", "peer_address", b"peer_address", "peer_uuid", b"peer_uuid", "reachable", b"reachable", "software_version", b"software_version", "voter", b"voter"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -174,6 +182,9 @@ class GetStatusResponse(_message.Message):
     SOFTWARE_VERSION_FIELD_NUMBER: _builtins.int
     LEADER_ADDRESS_FIELD_NUMBER: _builtins.int
     WRITABLE_FIELD_NUMBER: _builtins.int
+    FIRST_LOG_INDEX_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_INDEX_FIELD_NUMBER: _builtins.int
+    FEATURE_LEVEL_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Name of the answering peer."""
     role: Global___PeerRole.ValueType
@@ -204,6 +215,12 @@ class GetStatusResponse(_message.Message):
     """Address (host:port) at which clients reach the leader; empty where none is known."""
     writable: _builtins.bool
     """Whether a write would be accepted now, as far as this peer knows."""
+    first_log_index: _builtins.int
+    """Index of the first entry that its log still holds."""
+    snapshot_index: _builtins.int
+    """Index that its newest snapshot stands for; 0 where it has none."""
+    feature_level: _builtins.int
+    """Feature level of the cluster: kinds of commands above it are not proposed yet."""
     @_builtins.property
     def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerStatus]:
         """All members."""
@@ -227,10 +244,13 @@ class GetStatusResponse(_message.Message):
         software_version: _builtins.str = ...,
         leader_address: _builtins.str = ...,
         writable: _builtins.bool = ...,
+        first_log_index: _builtins.int = ...,
+        snapshot_index: _builtins.int = ...,
+        feature_level: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "cluster_id", b"cluster_id", "commit_index", b"commit_index", "elapsed_ms", b"elapsed_ms", "hash_index", b"hash_index", "last_log_index", b"last_log_index", "leader_address", b"leader_address", "leader_id", b"leader_id", "node_id", b"node_id", "peer_uuid", b"peer_uuid", "peers", b"peers", "role", b"role", "software_version", b"software_version", "state_hash", b"state_hash", "term", b"term", "writable", b"writable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "cluster_id", b"cluster_id", "commit_index", b"commit_index", "elapsed_ms", b"elapsed_ms", "feature_level", b"feature_level", "first_log_index", b"first_log_index", "hash_index", b"hash_index", "last_log_index", b"last_log_index", "leader_address", b"leader_address", "leader_id", b"leader_id", "node_id", b"node_id", "peer_uuid", b"peer_uuid", "peers", b"peers", "role", b"role", "snapshot_index", b"snapshot_index", "software_version", b"software_version", "state_hash", b"state_hash", "term", b"term", "writable", b"writable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -643,11 +663,11 @@ class AddPeerRequest(_message.Message):
     node_id: _builtins.str
     """Name, unique in the cluster."""
     peer_uuid: _builtins.str
-    """Identity of its data directory."""
+    """Identity of its data directory; empty asks the peer, which must wait there with `--join`."""
     peer_address: _builtins.str
     """Address (host:port) of its peer port."""
     client_address: _builtins.str
-    """Address (host:port) at which clients reach it."""
+    """Not used: the peer announces it when it joins."""
     def __init__(
         self,
         *,
@@ -751,6 +771,93 @@ class RemovePeerResponse(_message.Message):
 Global___RemovePeerResponse: _TypeAlias = RemovePeerResponse  # noqa: Y015
 
 @_typing.final
+class DownloadSnapshotRequest(_message.Message):
+    """DownloadSnapshotRequest asks for the newest snapshot; TakeSnapshot makes one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadSnapshotRequest: _TypeAlias = DownloadSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class DownloadSnapshotResponse(_message.Message):
+    """DownloadSnapshotResponse is one piece of the file; the first one also describes it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """Content of the file, in order."""
+    @_builtins.property
+    def file(self) -> Global___SnapshotFile:
+        """What the file is; only in the first message."""
+
+    def __init__(
+        self,
+        *,
+        file: Global___SnapshotFile | None = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "file", b"file"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadSnapshotResponse: _TypeAlias = DownloadSnapshotResponse  # noqa: Y015
+
+@_typing.final
+class SnapshotFile(_message.Message):
+    """SnapshotFile describes a snapshot file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    STATE_HASH_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Index of the last entry that it stands for."""
+    term: _builtins.int
+    """Term of that entry."""
+    size_bytes: _builtins.int
+    """Size of the file in bytes."""
+    sha256: _builtins.bytes
+    """SHA-256 of the file."""
+    cluster_id: _builtins.str
+    """Id of the cluster."""
+    state_hash: _builtins.bytes
+    """Chain hash of the state after `index`."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        term: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+        cluster_id: _builtins.str = ...,
+        state_hash: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "index", b"index", "sha256", b"sha256", "size_bytes", b"size_bytes", "state_hash", b"state_hash", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotFile: _TypeAlias = SnapshotFile  # noqa: Y015
+
+@_typing.final
 class TakeSnapshotRequest(_message.Message):
     """TakeSnapshotRequest asks for a snapshot."""
 
@@ -777,6 +884,7 @@ class TakeSnapshotResponse(_message.Message):
     TERM_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    STATE_HASH_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Index of the last entry that it stands for."""
     term: _builtins.int
@@ -785,6 +893,8 @@ class TakeSnapshotResponse(_message.Message):
     """Size in bytes."""
     sha256: _builtins.bytes
     """SHA-256 of the snapshot."""
+    state_hash: _builtins.bytes
+    """Chain hash of the state after `index`."""
     def __init__(
         self,
         *,
@@ -792,10 +902,11 @@ class TakeSnapshotResponse(_message.Message):
         term: _builtins.int = ...,
         size_bytes: _builtins.int = ...,
         sha256: _builtins.bytes = ...,
+        state_hash: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "sha256", b"sha256", "size_bytes", b"size_bytes", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "sha256", b"sha256", "size_bytes", b"size_bytes", "state_hash", b"state_hash", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

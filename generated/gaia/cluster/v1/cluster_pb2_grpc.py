@@ -80,6 +80,11 @@ class ClusterServiceStub(object):
                 request_serializer=gaia_dot_cluster_dot_v1_dot_cluster__pb2.TakeSnapshotRequest.SerializeToString,
                 response_deserializer=gaia_dot_cluster_dot_v1_dot_cluster__pb2.TakeSnapshotResponse.FromString,
                 _registered_method=True)
+        self.DownloadSnapshot = channel.unary_stream(
+                '/gaia.cluster.v1.ClusterService/DownloadSnapshot',
+                request_serializer=gaia_dot_cluster_dot_v1_dot_cluster__pb2.DownloadSnapshotRequest.SerializeToString,
+                response_deserializer=gaia_dot_cluster_dot_v1_dot_cluster__pb2.DownloadSnapshotResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer(object):
@@ -149,6 +154,13 @@ class ClusterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DownloadSnapshot(self, request, context):
+        """DownloadSnapshot sends the newest snapshot file of the answering peer: what a backup keeps.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -196,6 +208,11 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.TakeSnapshot,
                     request_deserializer=gaia_dot_cluster_dot_v1_dot_cluster__pb2.TakeSnapshotRequest.FromString,
                     response_serializer=gaia_dot_cluster_dot_v1_dot_cluster__pb2.TakeSnapshotResponse.SerializeToString,
+            ),
+            'DownloadSnapshot': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadSnapshot,
+                    request_deserializer=gaia_dot_cluster_dot_v1_dot_cluster__pb2.DownloadSnapshotRequest.FromString,
+                    response_serializer=gaia_dot_cluster_dot_v1_dot_cluster__pb2.DownloadSnapshotResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -442,6 +459,33 @@ class ClusterService(object):
             '/gaia.cluster.v1.ClusterService/TakeSnapshot',
             gaia_dot_cluster_dot_v1_dot_cluster__pb2.TakeSnapshotRequest.SerializeToString,
             gaia_dot_cluster_dot_v1_dot_cluster__pb2.TakeSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/gaia.cluster.v1.ClusterService/DownloadSnapshot',
+            gaia_dot_cluster_dot_v1_dot_cluster__pb2.DownloadSnapshotRequest.SerializeToString,
+            gaia_dot_cluster_dot_v1_dot_cluster__pb2.DownloadSnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,

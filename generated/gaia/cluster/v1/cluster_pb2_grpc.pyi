@@ -51,6 +51,8 @@ class ClusterServiceStub:
     """RemovePeer removes a peer."""
     TakeSnapshot: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.TakeSnapshotRequest, _cluster_pb2.TakeSnapshotResponse]
     """TakeSnapshot makes the answering peer write a snapshot now."""
+    DownloadSnapshot: _grpc.UnaryStreamMultiCallable[_cluster_pb2.DownloadSnapshotRequest, _cluster_pb2.DownloadSnapshotResponse]
+    """DownloadSnapshot sends the newest snapshot file of the answering peer: what a backup keeps."""
 
 @_typing.type_check_only
 class ClusterServiceAsyncStub(ClusterServiceStub):
@@ -75,6 +77,8 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     """RemovePeer removes a peer."""
     TakeSnapshot: _aio.UnaryUnaryMultiCallable[_cluster_pb2.TakeSnapshotRequest, _cluster_pb2.TakeSnapshotResponse]  # type: ignore[assignment]
     """TakeSnapshot makes the answering peer write a snapshot now."""
+    DownloadSnapshot: _aio.UnaryStreamMultiCallable[_cluster_pb2.DownloadSnapshotRequest, _cluster_pb2.DownloadSnapshotResponse]  # type: ignore[assignment]
+    """DownloadSnapshot sends the newest snapshot file of the answering peer: what a backup keeps."""
 
 class ClusterServiceServicer:
     """ClusterService shows and steers the cluster itself."""
@@ -141,5 +145,12 @@ class ClusterServiceServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.TakeSnapshotResponse, _abc.Awaitable[_cluster_pb2.TakeSnapshotResponse]]:
         """TakeSnapshot makes the answering peer write a snapshot now."""
+
+    def DownloadSnapshot(
+        self,
+        request: _cluster_pb2.DownloadSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_cluster_pb2.DownloadSnapshotResponse], _abc.AsyncIterator[_cluster_pb2.DownloadSnapshotResponse]]:
+        """DownloadSnapshot sends the newest snapshot file of the answering peer: what a backup keeps."""
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
