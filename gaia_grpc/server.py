@@ -117,7 +117,7 @@ class PeerServer:
             peer_port = PeerPort(driver, transport, config)
             stack.push_async_callback(peer_port.stop)
             stack.push_async_callback(driver.stop)
-            client_port = ClientPort(driver, config)
+            client_port = ClientPort(driver, config, control=driver)
             peer_port.bind()
             client_port.bind()
             await peer_port.start()

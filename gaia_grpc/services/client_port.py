@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gaia_grpc.config import PeerConfig
 from gaia_grpc.errors import StartupError
-from gaia_grpc.node.api import ReplicatedLog
+from gaia_grpc.node.api import ClusterControl, ReplicatedLog
 from gaia_grpc.services.drain import Drain
 from gaia_grpc.services.health import HealthService
 from gaia_grpc.services.interceptor import CallInterceptor
@@ -63,9 +63,15 @@ def bind(server: grpc.aio.Server, address: str, what: str) -> int:
 
 
 class ClientPort:
-    """Serves clients from `start` to `stop`; `port` is the bound one."""
+    """Serves clients from `start` to `stop`; `port` is the bound one.
 
-    def __init__(self, log: ReplicatedLog, config: PeerConfig) -> None:
+    Without `control`, what only the embedded log can do (handing over, members, snapshots) answers
+    UNIMPLEMENTED.
+    """
+
+    def __init__(
+        self, log: ReplicatedLog, config: PeerConfig, control: ClusterControl | None = None
+    ) -> None:
         self.port = 0
         self.drain = Drain()
         self.health = HealthService(log, (*SERVICES, HEALTH_NAME))
@@ -77,7 +83,7 @@ class ClientPort:
             not_served=NOT_SERVED,
         )
         self._config = config
-        self._services = PublicServices(log, config)
+        self._services = PublicServices(log, config, control)
         self._server = grpc.aio.server(
             interceptors=(self.interceptor,),
             options=server_arguments(config.limits.max_message_size_bytes),

@@ -15,8 +15,9 @@ from gaia_grpc.errors import (
     InvalidArgumentError,
     NotFoundError,
     NotLeaderError,
+    UnimplementedError,
 )
-from gaia_grpc.node.api import NodeStatus
+from gaia_grpc.node.api import ClusterControl, NodeStatus
 from gaia_grpc.raft.effects import RoleName
 from gaia_grpc.services.deadlines import Context, log_timeout_s
 from gaia_grpc.services.ingress import Ingress
@@ -35,9 +36,10 @@ _ROLES: Mapping[RoleName, cluster_pb2.PeerRole.ValueType] = {
 class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
     """See `protos/gaia/cluster/v1/cluster.proto`."""
 
-    def __init__(self, ingress: Ingress) -> None:
+    def __init__(self, ingress: Ingress, control: ClusterControl | None) -> None:
         self._ingress = ingress
         self._log = ingress.log
+        self._optional_control = control
 
     async def GetStatus(
         self, request: cluster_pb2.GetStatusRequest, context: Context
@@ -123,8 +125,15 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
                     "only the leader hands leadership over", leader_id=status.leader_id
                 )
             timeout_s = log_timeout_s(context, self._ingress.consensus)
-            status = await self._log.transfer_leadership(target, timeout_s=timeout_s)
+            status = await self._control.transfer_leadership(target, timeout_s=timeout_s)
         return cluster_pb2.TransferLeadershipResponse(leader_id=status.leader_id, term=status.term)
+
+    @property
+    def _control(self) -> ClusterControl:
+        """The embedded log's own controls. `UnimplementedError` where another log is underneath."""
+        if self._optional_control is None:
+            raise UnimplementedError("the log underneath is operated with tools of its own")
+        return self._optional_control
 
 
 def _shown(status: NodeStatus) -> tuple[str, int, str, bool]:

@@ -19,7 +19,7 @@ from gaia.task.v1 import task_pb2, task_pb2_grpc
 from google.protobuf.descriptor import FileDescriptor, ServiceDescriptor
 
 from gaia_grpc.config import PeerConfig
-from gaia_grpc.node.api import ReplicatedLog
+from gaia_grpc.node.api import ClusterControl, ReplicatedLog
 from gaia_grpc.services.alert_feed import AlertFeed
 from gaia_grpc.services.alerts import AlertService
 from gaia_grpc.services.claims import ClaimWaits
@@ -80,7 +80,9 @@ NOT_SERVED: Mapping[str, str] = {
 class PublicServices:
     """The servicers of one peer with what they share."""
 
-    def __init__(self, log: ReplicatedLog, config: PeerConfig) -> None:
+    def __init__(
+        self, log: ReplicatedLog, config: PeerConfig, control: ClusterControl | None = None
+    ) -> None:
         ingress = Ingress(log, config)
         settings = SettingsCache(log)
         self._heartbeats = HeartbeatCollector(log, config)
@@ -89,7 +91,7 @@ class PublicServices:
         self._tasks = TaskService(ingress, self._waits)
         self._metrics = MetricsService(ingress, Publisher(ingress, settings))
         self._alerts = AlertService(ingress, AlertFeed(ingress))
-        self._cluster = ClusterService(ingress)
+        self._cluster = ClusterService(ingress, control)
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Registers every public service, those that are not served yet too."""

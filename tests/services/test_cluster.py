@@ -11,7 +11,7 @@ from gaia.cluster.v1 import cluster_pb2
 from gaia_grpc import __version__
 from gaia_grpc.errors import UnavailableError
 from gaia_grpc.raft.effects import RoleName
-from tests.support.served_peer import TIMEOUT_S, ServedPeer, failure_of
+from tests.support.served_peer import TIMEOUT_S, ServedPeer, failure_of, serve_peer
 
 
 async def get_status(peer: ServedPeer, at_index: int = 0) -> cluster_pb2.GetStatusResponse:
@@ -127,13 +127,13 @@ async def test_leadership_is_handed_over(peer: ServedPeer, asked: str, chosen: s
     request = cluster_pb2.TransferLeadershipRequest(node_id=asked)
     response = await peer.cluster.TransferLeadership(request, timeout=TIMEOUT_S)
     assert (response.leader_id, response.term) == (chosen, 4)
-    assert peer.node.transferred_to == chosen
+    assert peer.control.transferred_to == chosen
 
 
 async def test_the_leader_keeps_its_seat_when_it_is_asked_for(peer: ServedPeer) -> None:
     request = cluster_pb2.TransferLeadershipRequest(node_id="n1")
     response = await peer.cluster.TransferLeadership(request, timeout=TIMEOUT_S)
-    assert (response.leader_id, peer.node.transferred_to) == ("n1", "")
+    assert (response.leader_id, peer.control.transferred_to) == ("n1", "")
 
 
 async def test_only_the_leader_hands_over_to_a_known_peer(peer: ServedPeer) -> None:
@@ -147,8 +147,15 @@ async def test_only_the_leader_hands_over_to_a_known_peer(peer: ServedPeer) -> N
     assert failure.metadata["leader_id"] == "n2"
 
 
-async def test_a_log_that_can_not_hand_over_says_so(peer: ServedPeer) -> None:
-    peer.node.error = UnavailableError("no quorum")
+async def test_a_handover_that_fails_says_so(peer: ServedPeer) -> None:
+    peer.control.error = UnavailableError("the transfer was given up")
     request = cluster_pb2.TransferLeadershipRequest(node_id="n2")
     failure = await failure_of(peer.cluster.TransferLeadership(request, timeout=TIMEOUT_S))
-    assert failure.code is grpc.StatusCode.UNIMPLEMENTED
+    assert failure.code is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_log_with_tools_of_its_own_says_so() -> None:
+    async with serve_peer(controlled=False) as peer:
+        request = cluster_pb2.TransferLeadershipRequest(node_id="n2")
+        failure = await failure_of(peer.cluster.TransferLeadership(request, timeout=TIMEOUT_S))
+    assert (failure.code, failure.reason) == (grpc.StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from gaia.cluster.v1 import cluster_pb2
@@ -18,14 +19,15 @@ from gaia_grpc.errors import (
     OutcomeUnknownError,
     OutOfRangeError,
     UnavailableError,
-    UnimplementedError,
 )
 from gaia_grpc.node.api import (
     Applied,
+    ConfigurationChange,
     LogEntrySummary,
     MemberStatus,
     NodeStatus,
     ReadConsistency,
+    SnapshotSummary,
 )
 from gaia_grpc.node.topics import TopicBoard
 from gaia_grpc.raft.effects import RoleName
@@ -55,7 +57,6 @@ class FakeNode:
         self.answers = asyncio.Event()
         """While clear, proposals are applied and never answered."""
         self.answers.set()
-        self.transferred_to = ""
         self.waiting = 0
         """How many callers wait for a topic; who follows the status is not counted."""
         self._topics = TopicBoard()
@@ -116,6 +117,7 @@ class FakeNode:
         role: RoleName | None = None,
         leader: str | None = None,
         writable: bool | None = None,
+        members: tuple[MemberStatus, ...] | None = None,
     ) -> None:
         """Changes what the peer knows of its cluster, and wakes who waits for that."""
         if role is not None:
@@ -125,6 +127,8 @@ class FakeNode:
             self._status = replace(self._status, leader_id=leader, leader_address=address)
         if writable is not None:
             self._status = replace(self._status, writable=writable)
+        if members is not None:
+            self._status = replace(self._status, members=members)
         self._topics.touch((STATUS_TOPIC,))
 
     # --- ReplicatedLog -------------------------------------------------------------------------
@@ -196,14 +200,6 @@ class FakeNode:
             if first <= index < first + count
         )
 
-    async def transfer_leadership(self, to_node_id: str, *, timeout_s: float) -> NodeStatus:
-        if self.error is not None:
-            raise UnimplementedError("no transfer here")
-        self.transferred_to = to_node_id
-        self.term += 1
-        self.set_status(role=RoleName.FOLLOWER, leader=to_node_id)
-        return self.status()
-
     # --- inside --------------------------------------------------------------------------------
 
     def _raise(self) -> None:
@@ -219,3 +215,76 @@ class FakeNode:
         self._sizes.append((int(kind), len(data)))
         self._topics.touch(self.machine.take_touched())
         return Applied(self.term, index, result)
+
+
+class FakeControl:
+    """Implements `ClusterControl` beside a `FakeNode`: what is asked for happens at once."""
+
+    def __init__(self, node: FakeNode) -> None:
+        self.transferred_to = ""
+        self.error: GaiaError | None = None
+        """Raised by every call."""
+        self.snapshot = b""
+        """The content of the newest snapshot file."""
+        self._node = node
+
+    async def transfer_leadership(self, to_node_id: str, *, timeout_s: float) -> NodeStatus:
+        self._raise()
+        self.transferred_to = to_node_id
+        self._node.term += 1
+        self._node.set_status(role=RoleName.FOLLOWER, leader=to_node_id)
+        return self._node.status()
+
+    async def add_peer(
+        self, node_id: str, peer_uuid: str, peer_address: str, *, timeout_s: float
+    ) -> ConfigurationChange:
+        self._raise()
+        added = MemberStatus(
+            node_id=node_id,
+            peer_uuid=peer_uuid or f"uuid-of-{node_id}",
+            peer_address=peer_address,
+            client_address="",
+            reachable=True,
+            match_index=self._node.machine.applied_index,
+            voter=True,
+        )
+        return self._change((*self._without(node_id), added))
+
+    async def remove_peer(self, node_id: str, *, timeout_s: float) -> ConfigurationChange:
+        self._raise()
+        return self._change(self._without(node_id))
+
+    async def take_snapshot(self, *, timeout_s: float) -> SnapshotSummary:
+        self._raise()
+        status = self._node.status()
+        self.snapshot = f"state at {status.applied_index}".encode()
+        return SnapshotSummary(
+            index=status.applied_index,
+            term=status.term,
+            size_bytes=len(self.snapshot),
+            sha256=hashlib.sha256(self.snapshot).digest(),
+            state_hash=status.state_hash,
+        )
+
+    async def read_snapshot(self, chunk_size_bytes: int) -> AsyncIterator[bytes]:
+        self._raise()
+        return self._chunks(chunk_size_bytes)
+
+    # --- inside --------------------------------------------------------------------------------
+
+    async def _chunks(self, size_bytes: int) -> AsyncIterator[bytes]:
+        for offset in range(0, len(self.snapshot), size_bytes):
+            yield self.snapshot[offset : offset + size_bytes]
+
+    def _raise(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def _without(self, node_id: str) -> tuple[MemberStatus, ...]:
+        members = self._node.status().members
+        return tuple(member for member in members if member.node_id != node_id)
+
+    def _change(self, members: tuple[MemberStatus, ...]) -> ConfigurationChange:
+        self._node.set_status(members=members)
+        index = self._node.status().applied_index
+        return ConfigurationChange(self._node.term, index, members)

@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from gaia_grpc.config import LimitsConfig, PeerConfig
 from gaia_grpc.services.client_port import ClientPort
-from tests.support.fake_node import FakeNode
+from tests.support.fake_node import FakeControl, FakeNode
 
 TIMEOUT_S = 5.0
 
@@ -40,8 +40,11 @@ def peer_config(**limits: int) -> PeerConfig:
 class ServedPeer:
     """The port, its node and a client with every stub."""
 
-    def __init__(self, node: FakeNode, port: ClientPort, channel: grpc.aio.Channel) -> None:
+    def __init__(
+        self, node: FakeNode, control: FakeControl, port: ClientPort, channel: grpc.aio.Channel
+    ) -> None:
         self.node = node
+        self.control = control
         self.port = port
         self.channel = channel
         self.sessions = session_pb2_grpc.SessionServiceStub(channel)
@@ -66,16 +69,22 @@ class ServedPeer:
 async def serve_peer(
     node: FakeNode | None = None,
     channel_options: Sequence[tuple[str, Any]] = (),
+    *,
+    controlled: bool = True,
     **limits: int,
 ) -> AsyncIterator[ServedPeer]:
-    """A served peer and a channel to it, both closed at the end."""
+    """A served peer and a channel to it, both closed at the end.
+
+    `controlled=False` is a log that brings no control of its own.
+    """
     node = node or FakeNode()
-    port = ClientPort(node, peer_config(**limits))
+    control = FakeControl(node)
+    port = ClientPort(node, peer_config(**limits), control if controlled else None)
     await port.start()
     options = [("grpc.use_local_subchannel_pool", 1), *channel_options]
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{port.port}", options=options)
     try:
-        yield ServedPeer(node, port, channel)
+        yield ServedPeer(node, control, port, channel)
     finally:
         await channel.close(None)
         await port.stop()
