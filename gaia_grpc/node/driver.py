@@ -396,3 +396,5 @@ class NodeDriver:
 
     def _on_role_change(self, change: RoleChange) -> None:
         self._topics.touch((_STATUS_TOPIC,))
+        if self._router is not None:
+            self._router.leader_changed(change.leader_id)

@@ -63,6 +63,21 @@ class Router:
         self._transport = transport
         self._topics = topics
         self._status_topic = status_topic
+        self._forwarding: dict[asyncio.Timeout, NodeId] = {}
+        """Calls that wait for an answer, with the leader they wait for."""
+
+    def leader_changed(self, leader: NodeId) -> None:
+        """Ends the wait for any other peer's answer, so that the call goes to `leader`.
+
+        A leader that is paused or cut off keeps its connections and says nothing: without this each
+        of its callers would wait until its own deadline, long after another peer has taken over.
+        """
+        if leader == NO_NODE:
+            return
+        now_s = asyncio.get_running_loop().time()
+        for scope, waits_for in self._forwarding.items():
+            if waits_for != leader:
+                scope.reschedule(now_s)
 
     # --- commands ---
 
@@ -112,8 +127,10 @@ class Router:
             raise self._no_quorum() from None
 
     async def _propose_there(self, leader: NodeId, command: bytes, timeout_s: float) -> Applied:
-        call = ForwardedCall(command, max(1, int(timeout_s * 1000)))
-        outcome = await self._transport.forward(leader, call, timeout_s)
+        try:
+            outcome = await self._forward(leader, command, timeout_s)
+        except TimeoutError:
+            raise OutcomeUnknownError("the leader changed before it answered") from None
         if isinstance(outcome, AppliedCommand):
             return Applied(outcome.term, outcome.index, outcome.result)
         raise _failure(outcome)
@@ -150,11 +167,25 @@ class Router:
         leader = self.engine.core.leader_id
         if leader == NO_NODE:
             raise NotLeaderError("no leader is known")
-        call = ForwardedCall(None, max(1, int(timeout_s * 1000)))
-        outcome = await self._transport.forward(leader, call, timeout_s)
+        try:
+            outcome = await self._forward(leader, None, timeout_s)
+        except TimeoutError:
+            raise NotLeaderError("the leader changed before it answered") from None
         if isinstance(outcome, ReadIndexGrant):
             return outcome.index, outcome.elapsed_ms
         raise _failure(outcome)
+
+    async def _forward(
+        self, leader: NodeId, command: bytes | None, timeout_s: float
+    ) -> ForwardedOutcome:
+        """Raises `TimeoutError` where another peer leads before `leader` answered."""
+        call = ForwardedCall(command, max(1, int(timeout_s * 1000)))
+        async with asyncio.timeout(None) as scope:
+            self._forwarding[scope] = leader
+            try:
+                return await self._transport.forward(leader, call, timeout_s)
+            finally:
+                del self._forwarding[scope]
 
     # --- calls of followers ---
 

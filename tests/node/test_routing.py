@@ -331,3 +331,33 @@ async def test_transfer_ends_when_the_core_gives_it_up(cluster: LocalCluster) ->
     cluster.network.heal()
     applied = await driver.propose(COMMAND, timeout_s=5)
     assert result_of(applied).WhichOneof("body") == "settings"
+
+
+@pytest.mark.parametrize("kind", ["command", "read"])
+async def test_a_silent_leader_is_not_waited_for_once_another_one_leads(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A paused process keeps its connections, so only the change of leader tells."""
+    driver = await follower_of(cluster)
+    silent = NodeId(driver.status().leader_id)
+    asked = asyncio.Event()
+    through = MemoryTransport.forward
+
+    async def forward(
+        self: MemoryTransport, peer: NodeId, call: ForwardedCall, timeout_s: float
+    ) -> ForwardedOutcome:
+        if peer == silent:
+            asked.set()
+            await asyncio.Event().wait()
+        return await through(self, peer, call, timeout_s)
+
+    monkeypatch.setattr(MemoryTransport, "forward", forward)
+    waiting: asyncio.Task[object] = asyncio.create_task(
+        driver.propose(COMMAND, timeout_s=30.0)
+        if kind == "command"
+        else read_setting(driver, "task.max_retries")
+    )
+    await asked.wait()
+    other = next(name for name in cluster.names if name not in (silent, driver.status().node_id))
+    await cluster.drivers[silent].transfer_leadership(other, timeout_s=5.0)
+    await asyncio.wait_for(waiting, 5.0)
