@@ -80,18 +80,32 @@ class IdentifyResponse:
     listed_peers: tuple[tuple[NodeId, str], ...] = ()
     settings: tuple[tuple[str, str], ...] = ()
     founding: Founding | None = None
+    feature_level: int = 0
+    software_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MemberChange:
+    """A change of the members that an operator asks for: adds one, or removes it."""
+
+    remove: bool
+    node_id: NodeId
+    peer_uuid: str = ""
+    peer_address: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardedCall:
     """One call on its way to the leader. `timeout_ms` is what is left of the caller's deadline.
 
-    With `command` the leader proposes it and answers once it is applied; without it the leader
-    confirms its leadership and answers with a read index (thesis 6.4).
+    With `command` the leader proposes it and answers once it is applied; with `change` it changes
+    the members, and the result of its answer is a serialized `gaia.raft.v1.Configuration`; without
+    either it confirms its leadership and answers with a read index (thesis 6.4).
     """
 
     command: bytes | None
     timeout_ms: int
+    change: MemberChange | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,13 +211,24 @@ class InboundHandler(Protocol):
     """What the driver implements. No method may block; exceptions end the call that caused them."""
 
     def hello(self, peer: NodeId) -> Hello:
-        """How to introduce ourselves to `peer`; asked at each stream and each unary call."""
+        """How to introduce ourselves to `peer`; asked at each stream and each unary call.
+
+        Asked also for a peer that we have just accepted and don't know: `to_peer_uuid` is then "".
+        """
         ...
 
     def accepts(self, hello: Hello) -> str | None:
         """None if that speaker may be heard, otherwise one line that says why not.
 
         The transport then answers FAILED_PRECONDITION (IDENTITY_REFUSED) and logs it once.
+        """
+        ...
+
+    def on_hello(self, hello: Hello) -> None:
+        """`hello.from_node` has introduced itself: its feature level and software version.
+
+        Comes for both directions: after each `accepts` that returned None, and when a peer has
+        accepted a stream of ours (a peer of the first release does not introduce itself there).
         """
         ...
 
@@ -264,10 +289,19 @@ class PeerTransport(Protocol):
         ...
 
     def set_peers(self, addresses: Mapping[NodeId, str]) -> None:
-        """The other members from now on: links to new ones open lazily, the others' end.
+        """The other members from now on, with their peer addresses (host:port).
 
-        `send` to who is not among them drops the message and counts it.
+        Links to new ones open lazily; those to removed ones and to old addresses end, also their
+        transfers. What is already open from peers that `InboundHandler.accepts` refuses by now is
+        ended too. Our own name is passed over; never blocks.
+
+        `send` to who is not among them drops the message and counts it, but answers (AppendResponse
+        and votes) reach whoever asked: a joiner knows nobody yet.
         """
+        ...
+
+    def cancel_snapshots(self) -> None:
+        """We lead no more: transfers under way end soon, each reported as not delivered."""
         ...
 
     async def forward(
@@ -285,6 +319,12 @@ class PeerTransport(Protocol):
         self, peer: NodeId, request: IdentifyRequest, timeout_s: float
     ) -> IdentifyResponse:
         """Asks who answers at the address of `peer`; raises `UnavailableError`."""
+        ...
+
+    async def identify_at(
+        self, address: str, request: IdentifyRequest, timeout_s: float
+    ) -> IdentifyResponse:
+        """Asks who answers at an address that need not be a member's; raises like `identify`."""
         ...
 
     async def close(self) -> None:
