@@ -27,7 +27,8 @@ from gaia_grpc.client.retry import (
     Next,
 )
 from gaia_grpc.client.rpc_errors import leader_hint, to_gaia_error
-from gaia_grpc.errors import ConfigError, UnavailableError
+from gaia_grpc.client.silence import SilenceWatch
+from gaia_grpc.errors import ConfigError, GaiaError, OutcomeUnknownError, UnavailableError
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -178,22 +179,41 @@ class Connection:
             if before_attempt is not None:
                 before_attempt(request)
             left = max(deadline - loop.time(), MIN_ATTEMPT_S)
+            hint = ""
+            failure: GaiaError
+            cause: Exception
             try:
                 rpc = method(peer)(request, timeout=min(each, left), metadata=self.metadata)
-                response = await rpc
+                response = await self._answer(peer, rpc)
                 self._follow(leader_hint(await rpc.trailing_metadata()))
                 return response
             except grpc.aio.AioRpcError as error:
-                failure = to_gaia_error(error)
-                step = attempts.after(failure)
-                if step is Next.RAISE:
-                    raise failure from error
-                pause = self._turn(peer, step, attempts, leader_hint(error.trailing_metadata()))
-                if loop.time() + pause + min(MIN_RETRY_S, total / 4) >= deadline:
-                    raise attempts.final_error(
-                        read=is_read(request), timeout_s=total, request_id=request_id
-                    ) from error
+                failure, cause = to_gaia_error(error), error
+                hint = leader_hint(error.trailing_metadata())
+            except OutcomeUnknownError as silent:
+                failure = cause = silent
+            step = attempts.after(failure)
+            if step is Next.RAISE:
+                raise failure from cause
+            pause = self._turn(peer, step, attempts, hint)
+            if loop.time() + pause + min(MIN_RETRY_S, total / 4) >= deadline:
+                raise attempts.final_error(
+                    read=is_read(request), timeout_s=total, request_id=request_id
+                ) from cause
             await asyncio.sleep(pause)
+
+    async def _answer(
+        self, peer: Peer, rpc: grpc.aio.UnaryUnaryCall[Request, Response]
+    ) -> Response:
+        """The peer's answer; `OutcomeUnknownError` where it has fallen silent."""
+        async with SilenceWatch(self.peers, peer, rpc) as watch:
+            try:
+                return await rpc
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if not watch.gave_up or (task is not None and task.cancelling()):
+                    raise
+        raise OutcomeUnknownError(f"{peer.address} does not answer any more")
 
     def _turn(self, peer: Peer, step: Next, attempts: Attempts, hint: str) -> float:
         """Chooses the peer of the next attempt; returns the pause before it in seconds."""

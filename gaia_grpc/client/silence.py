@@ -1,0 +1,89 @@
+"""Noticing that a peer says nothing any more although its connection stands.
+
+A killed process closes its connections; one that is stopped, or cut off, keeps them, and a call to
+it would wait for its whole deadline. So a call without an answer asks around: where the peer does
+not even answer GetStatus, which never waits, while another peer does and takes writes, the attempt
+is given up and repeated there. That is safe like every repetition (see `retry`), also where the
+peer was merely slow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from gaia.cluster.v1 import cluster_pb2
+
+from gaia_grpc.client.channels import Peer, PeerSet
+
+FIRST_LOOK_S = 0.4
+"""Longer than nearly every answer takes, and about as long as an election."""
+LOOK_TIMEOUT_S = 0.25
+LONGEST_PAUSE_S = 4.0
+"""Calls that wait on purpose (claims, pages of a stream) are looked after ever more seldom."""
+
+
+class SilenceWatch:
+    """Watches one attempt, from `async with` to its end; costs a timer as long as answers come."""
+
+    __slots__ = ("_attempt", "_handle", "_peer", "_peers", "_task", "gave_up")
+
+    def __init__(self, peers: PeerSet, peer: Peer, attempt: grpc.aio.Call) -> None:
+        self.gave_up = False
+        """The attempt was cancelled because its peer is silent."""
+        self._peers = peers
+        self._peer = peer
+        self._attempt = attempt
+        self._task: asyncio.Task[None] | None = None
+        self._handle: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> Self:
+        if len(self._peers.addresses) > 1:
+            self._handle = asyncio.get_running_loop().call_later(FIRST_LOOK_S, self._begin)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def _begin(self) -> None:
+        self._task = asyncio.ensure_future(self._look_after())
+
+    async def _look_after(self) -> None:
+        pause_s = FIRST_LOOK_S
+        while not await self._is_silent():
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            await asyncio.sleep(pause_s)
+        self.gave_up = True
+        self._attempt.cancel()
+
+    async def _is_silent(self) -> bool:
+        """Whether the peer does not answer while another one, which takes writes, does."""
+        others = self._peers.after(self._peer.address)
+        own, *answers = await asyncio.gather(_status(self._peer), *map(_status, others))
+        return own is None and any(answer is not None and answer.writable for answer in answers)
+
+
+async def _status(peer: Peer) -> cluster_pb2.GetStatusResponse | None:
+    """What the peer says of itself, or None where it says nothing in time."""
+    request: Any = cluster_pb2.GetStatusRequest()
+    try:
+        return await peer.cluster.GetStatus(request, timeout=LOOK_TIMEOUT_S)
+    except grpc.aio.AioRpcError as error:
+        # A refusal is an answer too: whoever refuses is there.
+        silent = error.code() in (
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.CANCELLED,
+        )
+        return None if silent else cluster_pb2.GetStatusResponse()
