@@ -1,15 +1,12 @@
-"""Sessions, replication and failover."""
+"""Sessions and replication."""
 
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
 
 from gaia_grpc.cli.benchmarks.bed import Bed
 from gaia_grpc.cli.benchmarks.figures import Figure, quantile
-
-CALL_TIMEOUT_S = 30.0
 
 
 async def register(bed: Bed) -> list[Figure]:
@@ -72,29 +69,3 @@ async def _applied(bed: Bed, address: str, index: int) -> None:
     while True:
         if (await bed.client.cluster.status(address=address)).applied_index >= index:
             return
-
-
-async def failover(bed: Bed) -> list[Figure]:
-    """From `kill -9` of the leader to the acknowledgement of a write that began after it."""
-    durations: list[float] = []
-    for _ in range(2 if bed.quick else 12):
-        leader = await bed.cluster.aio.leader()
-        await bed.client.tasks.enqueue("bench.failover")
-        bed.cluster.peer(leader).send(signal.SIGKILL)
-        begin_s = time.perf_counter()
-        await bed.client.tasks.enqueue("bench.failover", timeout=CALL_TIMEOUT_S)
-        durations.append(time.perf_counter() - begin_s)
-        await bed.cluster.aio.restart(leader)
-        await bed.cluster.aio.wait_applied_equal(CALL_TIMEOUT_S)
-    return [
-        Figure(
-            "a write acknowledged after kill -9 of the leader, p99",
-            quantile(durations, 99) * 1e3,
-            "ms",
-            "3 peers, fsync, 1 client that goes on to the next peer; worst of the rounds",
-            guide=1_000.0,
-            first=600.0,
-            samples=len(durations),
-            p50=quantile(durations, 50) * 1e3,
-        )
-    ]

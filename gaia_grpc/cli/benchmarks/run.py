@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from gaia_grpc.cli.benchmarks import coordination, queue, stream
+from gaia_grpc.cli.benchmarks import coordination, failover, queue, stream
 from gaia_grpc.cli.benchmarks.bed import Bed, make_bed
 from gaia_grpc.cli.benchmarks.echo import measure_echo
 from gaia_grpc.cli.benchmarks.figures import Figure, Report, quantile
@@ -35,8 +35,13 @@ CASES: Mapping[str, Case] = {
     "alerts": stream.alert,
     "recover": stream.recover,
 }
-FRESH_CASES: Mapping[str, Case] = {"failover": coordination.failover, "memory": queue.memory}
-"""On a cluster of their own: one kills peers, the other weighs what they keep."""
+FRESH_CASES: Mapping[str, Case] = {
+    "failover": failover.kill,
+    "handover": failover.terminate,
+    "pause": failover.pause,
+    "memory": queue.memory,
+}
+"""On a cluster of their own: three end peers, the other weighs what they keep."""
 ECHO = "echo"
 PROFILE = "profile"
 
