@@ -89,6 +89,8 @@ class Command(_message.Message):
     FOUND_CLUSTER_FIELD_NUMBER: _builtins.int
     ADVANCE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_SETTINGS_FIELD_NUMBER: _builtins.int
+    RAISE_FEATURE_LEVEL_FIELD_NUMBER: _builtins.int
+    RESTORE_CLUSTER_FIELD_NUMBER: _builtins.int
     REGISTER_SESSION_FIELD_NUMBER: _builtins.int
     RECORD_HEARTBEATS_FIELD_NUMBER: _builtins.int
     DEREGISTER_SESSION_FIELD_NUMBER: _builtins.int
@@ -138,6 +140,14 @@ class Command(_message.Message):
     @_builtins.property
     def update_settings(self) -> Global___UpdateSettings:
         """Changes settings."""
+
+    @_builtins.property
+    def raise_feature_level(self) -> Global___RaiseFeatureLevel:
+        """Lets the cluster use what all of its members understand."""
+
+    @_builtins.property
+    def restore_cluster(self) -> Global___RestoreCluster:
+        """Begins a new cluster with the state of another."""
 
     @_builtins.property
     def register_session(self) -> Global___RegisterSession:
@@ -240,6 +250,8 @@ class Command(_message.Message):
         found_cluster: Global___FoundCluster | None = ...,
         advance_time: Global___AdvanceTime | None = ...,
         update_settings: Global___UpdateSettings | None = ...,
+        raise_feature_level: Global___RaiseFeatureLevel | None = ...,
+        restore_cluster: Global___RestoreCluster | None = ...,
         register_session: Global___RegisterSession | None = ...,
         record_heartbeats: Global___RecordHeartbeats | None = ...,
         deregister_session: Global___DeregisterSession | None = ...,
@@ -263,11 +275,11 @@ class Command(_message.Message):
         put_classroom: Global___PutClassroom | None = ...,
         delete_student_data: Global___DeleteStudentData | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge_alert", b"acknowledge_alert", "acquire_lock", b"acquire_lock", "advance_time", b"advance_time", "body", b"body", "cancel_claim_wait", b"cancel_claim_wait", "cancel_task", b"cancel_task", "claim_tasks", b"claim_tasks", "complete_tasks", b"complete_tasks", "delete_student_data", b"delete_student_data", "deregister_session", b"deregister_session", "enqueue_tasks", b"enqueue_tasks", "extend_claim", b"extend_claim", "fail_task", b"fail_task", "found_cluster", b"found_cluster", "publish_metrics", b"publish_metrics", "put_classroom", b"put_classroom", "record_heartbeats", b"record_heartbeats", "record_intervention", b"record_intervention", "register_session", b"register_session", "release_lock", b"release_lock", "release_task", b"release_task", "renew_lock", b"renew_lock", "requeue_task", b"requeue_task", "resolve_alert", b"resolve_alert", "snooze_alert", b"snooze_alert", "update_settings", b"update_settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge_alert", b"acknowledge_alert", "acquire_lock", b"acquire_lock", "advance_time", b"advance_time", "body", b"body", "cancel_claim_wait", b"cancel_claim_wait", "cancel_task", b"cancel_task", "claim_tasks", b"claim_tasks", "complete_tasks", b"complete_tasks", "delete_student_data", b"delete_student_data", "deregister_session", b"deregister_session", "enqueue_tasks", b"enqueue_tasks", "extend_claim", b"extend_claim", "fail_task", b"fail_task", "found_cluster", b"found_cluster", "publish_metrics", b"publish_metrics", "put_classroom", b"put_classroom", "raise_feature_level", b"raise_feature_level", "record_heartbeats", b"record_heartbeats", "record_intervention", b"record_intervention", "register_session", b"register_session", "release_lock", b"release_lock", "release_task", b"release_task", "renew_lock", b"renew_lock", "requeue_task", b"requeue_task", "resolve_alert", b"resolve_alert", "restore_cluster", b"restore_cluster", "snooze_alert", b"snooze_alert", "update_settings", b"update_settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_alert", b"acknowledge_alert", "acquire_lock", b"acquire_lock", "advance_time", b"advance_time", "body", b"body", "cancel_claim_wait", b"cancel_claim_wait", "cancel_task", b"cancel_task", "claim_tasks", b"claim_tasks", "client_id", b"client_id", "complete_tasks", b"complete_tasks", "delete_student_data", b"delete_student_data", "deregister_session", b"deregister_session", "elapsed_ms", b"elapsed_ms", "enqueue_tasks", b"enqueue_tasks", "extend_claim", b"extend_claim", "fail_task", b"fail_task", "found_cluster", b"found_cluster", "ingress_assigned", b"ingress_assigned", "principal", b"principal", "publish_metrics", b"publish_metrics", "put_classroom", b"put_classroom", "record_heartbeats", b"record_heartbeats", "record_intervention", b"record_intervention", "register_session", b"register_session", "release_lock", b"release_lock", "release_task", b"release_task", "renew_lock", b"renew_lock", "request_digest", b"request_digest", "request_id", b"request_id", "requeue_task", b"requeue_task", "resolve_alert", b"resolve_alert", "snooze_alert", b"snooze_alert", "update_settings", b"update_settings", "wall_ms", b"wall_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_alert", b"acknowledge_alert", "acquire_lock", b"acquire_lock", "advance_time", b"advance_time", "body", b"body", "cancel_claim_wait", b"cancel_claim_wait", "cancel_task", b"cancel_task", "claim_tasks", b"claim_tasks", "client_id", b"client_id", "complete_tasks", b"complete_tasks", "delete_student_data", b"delete_student_data", "deregister_session", b"deregister_session", "elapsed_ms", b"elapsed_ms", "enqueue_tasks", b"enqueue_tasks", "extend_claim", b"extend_claim", "fail_task", b"fail_task", "found_cluster", b"found_cluster", "ingress_assigned", b"ingress_assigned", "principal", b"principal", "publish_metrics", b"publish_metrics", "put_classroom", b"put_classroom", "raise_feature_level", b"raise_feature_level", "record_heartbeats", b"record_heartbeats", "record_intervention", b"record_intervention", "register_session", b"register_session", "release_lock", b"release_lock", "release_task", b"release_task", "renew_lock", b"renew_lock", "request_digest", b"request_digest", "request_id", b"request_id", "requeue_task", b"requeue_task", "resolve_alert", b"resolve_alert", "restore_cluster", b"restore_cluster", "snooze_alert", b"snooze_alert", "update_settings", b"update_settings", "wall_ms", b"wall_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["found_cluster", "advance_time", "update_settings", "register_session", "record_heartbeats", "deregister_session", "enqueue_tasks", "claim_tasks", "cancel_claim_wait", "extend_claim", "complete_tasks", "fail_task", "release_task", "cancel_task", "requeue_task", "publish_metrics", "acknowledge_alert", "snooze_alert", "resolve_alert", "record_intervention", "acquire_lock", "renew_lock", "release_lock", "put_classroom", "delete_student_data"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["found_cluster", "advance_time", "update_settings", "raise_feature_level", "restore_cluster", "register_session", "record_heartbeats", "deregister_session", "enqueue_tasks", "claim_tasks", "cancel_claim_wait", "extend_claim", "complete_tasks", "fail_task", "release_task", "cancel_task", "requeue_task", "publish_metrics", "acknowledge_alert", "snooze_alert", "resolve_alert", "record_intervention", "acquire_lock", "renew_lock", "release_lock", "put_classroom", "delete_student_data"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -281,8 +293,11 @@ class FoundCluster(_message.Message):
 
     CLUSTER_ID_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
+    FEATURE_LEVEL_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
     """Id of the cluster."""
+    feature_level: _builtins.int
+    """Feature level that all founders understand; 0 is 1."""
     @_builtins.property
     def settings(self) -> _containers.RepeatedCompositeFieldContainer[_cluster_pb2.SettingChange]:
         """First values of settings, sorted by name; all others have their defaults."""
@@ -292,10 +307,11 @@ class FoundCluster(_message.Message):
         *,
         cluster_id: _builtins.str = ...,
         settings: _abc.Iterable[_cluster_pb2.SettingChange] | None = ...,
+        feature_level: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "feature_level", b"feature_level", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -347,6 +363,58 @@ class UpdateSettings(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_version) -> _WhichOneofReturnType__expected_version | None: ...
 
 Global___UpdateSettings: _TypeAlias = UpdateSettings  # noqa: Y015
+
+@_typing.final
+class RaiseFeatureLevel(_message.Message):
+    """RaiseFeatureLevel is proposed once all members announce at least this level."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    level: _builtins.int
+    """The new level of the cluster."""
+    def __init__(
+        self,
+        *,
+        level: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["level", b"level"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RaiseFeatureLevel: _TypeAlias = RaiseFeatureLevel  # noqa: Y015
+
+@_typing.final
+class RestoreCluster(_message.Message):
+    """RestoreCluster is the first command behind a snapshot that was restored from a backup."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_INDEX_FIELD_NUMBER: _builtins.int
+    cluster_id: _builtins.str
+    """Id of the new cluster."""
+    source_cluster_id: _builtins.str
+    """Id of the cluster that the backup is of."""
+    source_index: _builtins.int
+    """Index of the backup."""
+    def __init__(
+        self,
+        *,
+        cluster_id: _builtins.str = ...,
+        source_cluster_id: _builtins.str = ...,
+        source_index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "source_cluster_id", b"source_cluster_id", "source_index", b"source_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreCluster: _TypeAlias = RestoreCluster  # noqa: Y015
 
 @_typing.final
 class RegisterSession(_message.Message):
