@@ -29,6 +29,7 @@ from gaia_grpc import __version__
 from gaia_grpc.config import PeerConfig, split_address
 from gaia_grpc.errors import ConfigError, GaiaError, InvalidArgumentError, StartupError
 from gaia_grpc.logs import configure_logs
+from gaia_grpc.node.clock import Clock
 from gaia_grpc.node.driver import NodeDriver
 from gaia_grpc.raft.types import NodeId
 from gaia_grpc.services.client_port import HEALTH_NAME, ClientPort, bind
@@ -52,11 +53,14 @@ RAFT_NAME = raft_pb2.DESCRIPTOR.services_by_name["RaftService"].full_name
 log = structlog.get_logger("server")
 
 
-def run(config: PeerConfig) -> int:
-    """Runs one peer until it is told to stop; returns the exit code of the process."""
+def run(config: PeerConfig, clock: Clock | None = None) -> int:
+    """Runs one peer until it is told to stop; returns the exit code of the process.
+
+    `clock` stands in for that of the machine.
+    """
     configure_logs(config.log_level, config.log_format)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(serve(config))
+        return runner.run(serve(config, clock))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -68,14 +72,14 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-async def serve(config: PeerConfig) -> int:
+async def serve(config: PeerConfig, clock: Clock | None = None) -> int:
     """Runs one peer on the running loop; SIGTERM and SIGINT end it."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     try:
-        await PeerServer(config).run(stop)
+        await PeerServer(config, clock).run(stop)
     except ConfigError as error:
         return _complain(error.message, EXIT_USAGE)
     except GaiaError as error:
@@ -100,8 +104,9 @@ def _complain(message: str, exit_code: int) -> int:
 class PeerServer:
     """One peer from its start to its end; see the module."""
 
-    def __init__(self, config: PeerConfig) -> None:
+    def __init__(self, config: PeerConfig, clock: Clock | None = None) -> None:
         check_settings(config)
+        self._clock = clock
         # Others are told this address, so it must be known before anyone asks.
         self.config = replace(config, listen=with_port(config.listen))
         self.ready = asyncio.Event()
@@ -113,7 +118,7 @@ class PeerServer:
             directory = DataDirectory.open(Path(config.data_dir), NodeId(config.node_id))
             stack.callback(directory.close)
             transport = make_transport(config)
-            driver = NodeDriver(config, directory, transport)
+            driver = NodeDriver(config, directory, transport, clock=self._clock)
             peer_port = PeerPort(driver, transport, config)
             stack.push_async_callback(peer_port.stop)
             stack.push_async_callback(driver.stop)

@@ -17,7 +17,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,7 +30,7 @@ from gaia_grpc.errors import ConfigError, StartupError
 from gaia_grpc.testing.aio import AsyncCluster
 from gaia_grpc.testing.guard import GUARD
 from gaia_grpc.testing.probe import Probe
-from gaia_grpc.testing.process import PeerProcess, free_ports, peer_environment
+from gaia_grpc.testing.process import PROGRAM, PeerProcess, free_ports, peer_environment
 
 START_TIMEOUT_S = 20.0
 START_ATTEMPTS = 5
@@ -50,6 +50,8 @@ class Cluster:
         *,
         settings: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
+        environment_of: Mapping[str, Mapping[str, str]] | None = None,
+        program: Sequence[str] = PROGRAM,
         arguments: Iterable[str] = (),
         log_level: str = "info",
     ) -> None:
@@ -59,12 +61,16 @@ class Cluster:
             peers: how many.
             settings: first values of replicated settings, as in `{"task.retry_base": "100ms"}`.
             environment: variables on top of this process's own.
+            environment_of: further ones of single peers, by node id.
+            program: what Python is to run for a peer, before `serve ...`.
             arguments: further arguments of `gaia serve`.
             log_level: level of the peers' logs.
         """
         self._count = peers
         self._settings = dict(settings or {})
         self._environment = peer_environment(environment)
+        self._environment_of = dict(environment_of or {})
+        self._program = tuple(program)
         self._arguments = (*arguments, "--log-level", log_level)
         self._root: Path | None = None
         self._peers: dict[str, PeerProcess] = {}
@@ -126,7 +132,11 @@ class Cluster:
             founding += ["--peer", f"{peer.node_id}={peer.peer_address}"]
         for name, value in self._settings.items():
             founding += ["--set", f"{name}={value}"]
-        self._peers[node_id].spawn([*founding, *self._arguments, *arguments], self._environment)
+        self._peers[node_id].spawn(
+            [*founding, *self._arguments, *arguments],
+            {**self._environment, **self._environment_of.get(node_id, {})},
+            self._program,
+        )
 
     def stop(self) -> None:
         """SIGTERM to all, SIGKILL to who stays, and removes every file; idempotent."""

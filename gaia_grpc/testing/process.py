@@ -21,6 +21,8 @@ PORT_RANGE = (20_000, 32_000)
 """Below the range from which the kernel draws ports of outgoing connections, so that a peer finds
 its port free again when it is restarted."""
 LOG_TAIL_BYTES = 8_192
+PROGRAM = ("-m", "gaia_grpc")
+"""What Python runs as `gaia`."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -86,11 +88,16 @@ class PeerProcess:
         """Exit code of the latest process, negative for a signal; None while it runs."""
         return None if self._process is None else self._process.poll()
 
-    def spawn(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    def spawn(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        program: Sequence[str] = PROGRAM,
+    ) -> None:
         """Starts the process; its output is appended to the log file."""
         if self.running:
             raise ConfigError(f"{self.node_id} runs already")
-        command = [sys.executable, "-m", "gaia_grpc", "serve", "--node-id", self.node_id]
+        command = [sys.executable, *program, "serve", "--node-id", self.node_id]
         command += ["--listen", self.address, "--peer-listen", self.peer_address]
         command += ["--data-dir", str(self.data_dir), *arguments]
         with self.log_path.open("ab") as log:

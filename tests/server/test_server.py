@@ -32,6 +32,7 @@ from gaia_grpc.errors import (
     StorageDamagedError,
     StorageFailedError,
 )
+from gaia_grpc.node.clock import Clock
 from gaia_grpc.node.driver import NodeDriver
 from gaia_grpc.server import PeerServer
 from tests.support.served_peer import eventually, failure_of
@@ -368,7 +369,7 @@ async def test_a_peer_that_fails_says_one_line(
 def test_run_brings_its_own_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
-    async def serve(config: PeerConfig) -> int:
+    async def serve(config: PeerConfig, clock: Clock | None) -> int:
         seen.append(type(asyncio.get_running_loop()).__module__)
         return 7
 
