@@ -296,6 +296,9 @@ class NodeDriver:
             return f"{self._identity.node_id} is not part of a cluster yet"
         return self._membership.accepts(hello)
 
+    def on_hello(self, hello: Hello) -> None:
+        """See `InboundHandler.on_hello`."""
+
     def on_message(self, envelope: Envelope) -> None:
         """See `InboundHandler.on_message`."""
         if self._engine is not None:

@@ -17,7 +17,7 @@ import grpc
 from gaia.raft.v1 import raft_pb2 as pb
 from gaia.raft.v1 import raft_pb2_grpc
 
-from gaia_grpc.errors import InvalidArgumentError
+from gaia_grpc.errors import IdentityRefusedError, InvalidArgumentError
 from gaia_grpc.raft.messages import AppendRequest
 from gaia_grpc.raft.types import NodeId, Term
 from gaia_grpc.transport.api import InboundHandler
@@ -108,13 +108,15 @@ class AppendStream:
         try:
             async with asyncio.timeout(self._options.connect_timeout_ms / 1000):
                 await call.write(self._frame(first=True))
-                if not await accepted(call):
+                if not await accepted(call, self._peer, self._inbound):
                     await asyncio.wait([reader])
                     return
             self._established = True
             self._counters.connects += 1
             self._refusal = ""
             await self._write(call)
+        except IdentityRefusedError as error:
+            self._note_refusal(error.message)
         except (TimeoutError, grpc.RpcError, asyncio.InvalidStateError):
             # What ended the call is its status, which the reader reports.
             pass
@@ -155,18 +157,16 @@ class AppendStream:
                     append_response_from_proto(message, self._peer, self._node_id)
                 )
         except grpc.aio.AioRpcError as error:
-            self._note_refusal(error)
+            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                self._note_refusal(error.details() or "")
         except InvalidArgumentError as error:
             log.warning("append stream broken", peer=self._peer, error=error.message)
         finally:
             self._broken = True
             self._queue.changed.set()
 
-    def _note_refusal(self, error: grpc.aio.AioRpcError) -> None:
-        if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
-            return
+    def _note_refusal(self, details: str) -> None:
         self._counters.refused += 1
-        details = error.details() or ""
         if details != self._refusal:
             self._refusal = details
             log.warning("peer refuses our log entries", peer=self._peer, reason=details)

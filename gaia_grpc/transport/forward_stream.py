@@ -18,6 +18,7 @@ from gaia.raft.v1 import raft_pb2_grpc
 
 from gaia_grpc.errors import (
     GaiaError,
+    IdentityRefusedError,
     InvalidArgumentError,
     OutcomeUnknownError,
     OverloadedError,
@@ -135,7 +136,7 @@ class ForwardStream:
             async with asyncio.timeout(self._options.connect_timeout_ms / 1000):
                 hello = hello_to_proto(self._inbound.hello(self._peer))
                 await call.write(pb.ForwardRequest(hello=hello))
-                if not await accepted(call):
+                if not await accepted(call, self._peer, self._inbound):
                     await asyncio.wait([reader])
                     return
             while not self._broken and not self._closing.is_set():
@@ -143,6 +144,8 @@ class ForwardStream:
                     await call.write(pb.ForwardRequest(calls=frame))
                 else:
                     await self._wait_for_calls()
+        except IdentityRefusedError as error:
+            self._reason = error.message
         except (TimeoutError, grpc.RpcError, asyncio.InvalidStateError):
             # What ended the call is its status, which the reader notes.
             pass

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 from gaia.raft.v1 import raft_pb2 as pb
 from gaia.raft.v1 import raft_pb2_grpc
 
-from gaia_grpc.errors import InvalidArgumentError, UnavailableError, invariant
+from gaia_grpc.errors import IdentityRefusedError, InvalidArgumentError, UnavailableError, invariant
 from gaia_grpc.raft.messages import (
     AppendRequest,
     AppendResponse,
     Envelope,
     PreVoteRequest,
     PreVoteResponse,
+    SnapshotRequest,
     TimeoutNow,
     VoteRequest,
     VoteResponse,
@@ -50,6 +51,10 @@ from gaia_grpc.transport.wire_calls import (
     identify_response_from_proto,
 )
 
+Request = AppendRequest | PreVoteRequest | VoteRequest | TimeoutNow | SnapshotRequest
+
+MAX_STRANGERS = 64
+
 
 @dataclass(slots=True)
 class _Link:
@@ -61,6 +66,9 @@ class _Link:
     appends: AppendStream
     forwards: ForwardStream
     counters: Counters
+    address: str
+    streams: TaskSet = field(default_factory=TaskSet)
+    unary: TaskSet = field(default_factory=TaskSet)
     unary_in_flight: int = 0
     refusal: str = ""
 
@@ -78,11 +86,12 @@ class GrpcTransport:
         self._node_id = node_id
         self._addresses = dict(sorted(addresses.items()))
         self._options = options or TransportOptions()
-        self._servicer = RaftServicer(node_id, self._addresses, self._options)
-        self._started = False
+        self._counters: dict[NodeId, Counters] = {}
+        self._servicer = RaftServicer(node_id, self._addresses, self._counters, self._options)
+        self._inbound: InboundHandler | None = None
         self._links: dict[NodeId, _Link] = {}
-        self._streams = TaskSet()
-        self._unary = TaskSet()
+        self._retiring = TaskSet()
+        self._strangers: dict[NodeId, Counters] = {}
         self._closed = False
 
     def add_to_server(self, server: grpc.aio.Server) -> None:
@@ -91,47 +100,98 @@ class GrpcTransport:
 
     async def start(self, inbound: InboundHandler) -> None:
         """Begins to deliver; connections open lazily."""
-        invariant(not self._started, "the transport was started twice")
-        self._started = True
+        invariant(self._inbound is None, "the transport was started twice")
+        self._inbound = inbound
+        self._open_links(inbound)
+        self._servicer.start(inbound)
+
+    def set_peers(self, addresses: Mapping[NodeId, str]) -> None:
+        """See `PeerTransport.set_peers`."""
+        if self._closed:
+            return
+        # The servicer looks into the same dict when it probes a leader that went silent.
+        self._addresses.clear()
+        self._addresses.update(sorted(addresses.items()))
+        for peer, link in list(self._links.items()):
+            if self._addresses.get(peer) != link.address:
+                del self._links[peer]
+                self._retiring.spawn(self._retire(link), f"retire-link-to-{peer}")
+            if peer not in self._addresses:
+                self._counters.pop(peer, None)
+        if self._inbound is not None:
+            self._open_links(self._inbound)
+            self._servicer.recheck()
+
+    def _open_links(self, inbound: InboundHandler) -> None:
         for peer, address in self._addresses.items():
-            if peer != self._node_id:
+            if peer != self._node_id and peer not in self._links:
                 self._links[peer] = self._open_link(peer, address, inbound)
-        self._servicer.start(inbound, {peer: link.counters for peer, link in self._links.items()})
+        self._links = dict(sorted(self._links.items()))
 
     def _open_link(self, peer: NodeId, address: str, inbound: InboundHandler) -> _Link:
         channel = grpc.aio.insecure_channel(address, options=channel_arguments(self._options))
         stub = raft_pb2_grpc.RaftServiceStub(channel)
-        counters = Counters()
+        counters = self._counters.get(peer) or self._strangers.pop(peer, None) or Counters()
+        self._counters[peer] = counters
         appends = AppendStream(self._node_id, peer, stub, inbound, self._options, counters)
         forwards = ForwardStream(peer, stub, inbound, self._options)
-        self._streams.spawn(appends.run(), f"appends-to-{peer}")
-        self._streams.spawn(forwards.run(), f"forwards-to-{peer}")
-        return _Link(inbound, channel, stub, appends, forwards, counters)
+        link = _Link(inbound, channel, stub, appends, forwards, counters, address)
+        link.streams.spawn(appends.run(), f"appends-to-{peer}")
+        link.streams.spawn(forwards.run(), f"forwards-to-{peer}")
+        return link
+
+    def cancel_snapshots(self) -> None:
+        """See `PeerTransport.cancel_snapshots`."""
+
+    async def _retire(self, link: _Link) -> None:
+        """Ends a link; its append stream says CLOSING, which is true: this is no crash."""
+        link.appends.close()
+        link.forwards.close()
+        await link.unary.close()
+        await link.streams.join(2 * self._options.closing_timeout_ms / 1000)
+        await link.streams.close()
+        await link.channel.close(None)
 
     def send(self, envelope: Envelope) -> None:
         """Queues a message; never blocks. What can't be sent is dropped and counted."""
-        link = self._links.get(envelope.to_node)
-        if link is None or self._closed:
+        if self._closed:
             return
-        payload = envelope.payload
+        peer, term, payload = envelope.to_node, envelope.term, envelope.payload
+        counters = self._counters.get(peer)
+        if counters is None:
+            counters = self._counters_of_stranger(peer)
+        kept = False
+        match payload:
+            case AppendResponse():
+                kept = self._servicer.answer_append(peer, term, payload)
+                counters.sent += kept
+            case PreVoteResponse() | VoteResponse():
+                kept = self._servicer.answer_vote(peer, term, payload)
+                counters.sent += kept
+            case _:
+                link = self._links.get(peer)
+                if link is not None:
+                    kept = self._send_request(link, peer, term, payload)
+        counters.dropped += not kept
+
+    def _send_request(self, link: _Link, peer: NodeId, term: Term, payload: Request) -> bool:
         match payload:
             case AppendRequest():
-                kept = link.appends.send(envelope.term, payload)
-            case AppendResponse():
-                kept = self._servicer.answer_append(envelope.to_node, envelope.term, payload)
-                link.counters.sent += kept
-            case PreVoteResponse() | VoteResponse():
-                kept = self._servicer.answer_vote(envelope.to_node, envelope.term, payload)
-                link.counters.sent += kept
-            case PreVoteRequest() | VoteRequest() | TimeoutNow():
-                kept = link.unary_in_flight < self._options.max_votes_in_flight
-                if kept:
-                    link.unary_in_flight += 1
-                    self._unary.spawn(
-                        self._send_unary(envelope.to_node, link, envelope.term, payload),
-                        f"unary-to-{envelope.to_node}",
-                    )
-        link.counters.dropped += not kept
+                return link.appends.send(term, payload)
+            case SnapshotRequest():
+                return False
+            case _:
+                if link.unary_in_flight >= self._options.max_votes_in_flight:
+                    return False
+                link.unary_in_flight += 1
+                link.unary.spawn(self._send_unary(peer, link, term, payload), f"unary-to-{peer}")
+                return True
+
+    def _counters_of_stranger(self, peer: NodeId) -> Counters:
+        """Of a peer that is no member as we know it; a few of them only, for `stats`."""
+        if peer not in self._strangers and len(self._strangers) >= MAX_STRANGERS:
+            self._strangers.pop(next(iter(self._strangers)))
+        return self._strangers.setdefault(peer, Counters())
 
     async def _send_unary(
         self,
@@ -141,11 +201,11 @@ class GrpcTransport:
         payload: PreVoteRequest | VoteRequest | TimeoutNow,
     ) -> None:
         inbound = link.inbound
-        hello = inbound.hello(peer)
         # Waiting for a connection is part of the deadline: the peer may be just coming up.
         timeout_s = self._options.vote_timeout_ms / 1000
         link.counters.sent += 1
         try:
+            hello = inbound.hello(peer)
             if isinstance(payload, TimeoutNow):
                 request = pb.TimeoutNowRequest(hello=hello_to_proto(hello), term=term)
                 await link.stub.TimeoutNow(request, timeout=timeout_s, wait_for_ready=True)
@@ -158,7 +218,7 @@ class GrpcTransport:
             envelope = vote_response_from_proto(answer, peer, self._node_id)
         except grpc.aio.AioRpcError as error:
             self._note_refusal(peer, link, error)
-        except InvalidArgumentError as error:
+        except (IdentityRefusedError, InvalidArgumentError) as error:
             log.warning("vote ignored", peer=peer, error=error.message)
         else:
             link.counters.received += 1
@@ -191,32 +251,55 @@ class GrpcTransport:
         link = self._links.get(peer)
         if link is None or self._closed:
             raise UnavailableError(f"no way to peer {peer}")
-        try:
-            message = await link.stub.Identify(
-                identify_request_to_proto(request), timeout=timeout_s, wait_for_ready=True
-            )
-            return identify_response_from_proto(message)
-        except grpc.aio.AioRpcError as error:
-            raise UnavailableError(f"peer {peer} does not answer: {error.code().name}") from error
-        except InvalidArgumentError as error:
-            raise UnavailableError(f"peer {peer}: {error.message}") from error
+        return await _identify(link.stub, f"peer {peer}", request, timeout_s)
+
+    async def identify_at(
+        self, address: str, request: IdentifyRequest, timeout_s: float
+    ) -> IdentifyResponse:
+        """See `PeerTransport.identify_at`; over a connection of its own."""
+        if self._closed:
+            raise UnavailableError("this peer is stopping")
+        arguments = channel_arguments(self._options)
+        async with grpc.aio.insecure_channel(address, options=arguments) as channel:
+            stub = raft_pb2_grpc.RaftServiceStub(channel)
+            return await _identify(stub, f"the peer at {address}", request, timeout_s)
 
     async def close(self) -> None:
         """Ends open streams with a CLOSING frame and awaits every task; idempotent."""
         if self._closed:
             return
         self._closed = True
-        for link in self._links.values():
+        links = list(self._links.values())
+        for link in links:
             link.appends.close()
             link.forwards.close()
         await self._servicer.close()
-        await self._unary.close()
-        await self._streams.join(2 * self._options.closing_timeout_ms / 1000)
-        await self._streams.close()
-        await asyncio.gather(*(link.channel.close(None) for link in self._links.values()))
+        await asyncio.gather(*(self._retire(link) for link in links))
+        await self._retiring.join(2 * self._options.closing_timeout_ms / 1000)
+        await self._retiring.close()
 
     def stats(self) -> Mapping[NodeId, PeerStats]:
-        """Counters by peer, in node id order."""
-        return {
-            peer: link.counters.snapshot(link.appends.queued) for peer, link in self._links.items()
-        }
+        """Counters by peer, in node id order; also of some that are no members."""
+        queued = {peer: link.appends.queued for peer, link in self._links.items()}
+        known = {**self._strangers, **self._counters}
+        return {peer: known[peer].snapshot(queued.get(peer, 0)) for peer in sorted(known)}
+
+
+async def _identify(
+    stub: raft_pb2_grpc.RaftServiceAsyncStub, who: str, request: IdentifyRequest, timeout_s: float
+) -> IdentifyResponse:
+    try:
+        message = await stub.Identify(
+            identify_request_to_proto(request), timeout=timeout_s, wait_for_ready=True
+        )
+        return identify_response_from_proto(message)
+    except grpc.aio.AioRpcError as error:
+        raise UnavailableError(f"{who} does not answer: {error.code().name}") from error
+    except InvalidArgumentError as error:
+        raise UnavailableError(f"{who}: {error.message}") from error
+    except asyncio.CancelledError:
+        # A channel that is closed cancels its calls; only our own task's cancellation goes on.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise UnavailableError(f"the link to {who} was ended") from None

@@ -7,14 +7,20 @@ import contextlib
 from collections import deque
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import grpc
 import structlog
+from gaia.raft.v1 import raft_pb2 as pb
+from google.protobuf.message import DecodeError
 
 from gaia_grpc.raft.messages import AppendRequest, AppendResponse
-from gaia_grpc.raft.types import Term
-from gaia_grpc.transport.api import PeerStats
+from gaia_grpc.raft.types import NodeId, Term
+from gaia_grpc.transport.api import Hello, InboundHandler, PeerStats
+from gaia_grpc.transport.wire import hello_from_proto, hello_to_proto
+
+if TYPE_CHECKING:
+    AnyStream = grpc.aio.StreamStreamCall[Any, Any] | grpc.aio.StreamUnaryCall[Any, Any]
 
 log = structlog.get_logger("gaia.transport")
 
@@ -140,18 +146,34 @@ async def end_task(task: asyncio.Task[None]) -> None:
         log.error("task failed", task=task.get_name(), exc_info=error)
 
 
-ACCEPTED = (("gaia-raft", "accepted"),)
-"""Initial metadata of an accepted stream. A refused one has initial metadata too, as gRPC clients
-see it (empty, a moment before its status), so only this word tells them apart."""
+ACCEPTED = ("gaia-raft", "accepted")
+"""In the initial metadata of an accepted stream. A refused one has initial metadata too, as gRPC
+clients see it (empty, a moment before its status), so only this word tells them apart."""
+
+HELLO_KEY = "gaia-hello-bin"
+"""Initial metadata in which the accepting peer introduces itself: a serialized `Hello`."""
 
 
-async def accepted(call: grpc.aio.StreamStreamCall[Any, Any]) -> bool:
-    """Waits until the other side has accepted or ended a stream."""
-    metadata = await call.initial_metadata()
-    return ACCEPTED[0] in tuple(metadata or ())
+def acceptance(hello: Hello, *more: tuple[str, bytes]) -> tuple[tuple[str, str | bytes], ...]:
+    """The initial metadata of an accepted stream."""
+    return (ACCEPTED, (HELLO_KEY, hello_to_proto(hello).SerializeToString()), *more)
 
 
-async def end_call(call: grpc.aio.StreamStreamCall[Any, Any], reader: asyncio.Task[None]) -> None:
+async def accepted(call: AnyStream, peer: NodeId, inbound: InboundHandler) -> bool:
+    """Waits until the other side has accepted or ended a stream, and tells who it says it is."""
+    metadata = tuple(await call.initial_metadata() or ())
+    if ACCEPTED not in metadata:
+        return False
+    for key, value in metadata:
+        if key == HELLO_KEY and isinstance(value, bytes):
+            with contextlib.suppress(DecodeError):
+                hello = hello_from_proto(pb.Hello.FromString(value))
+                if hello.from_node == peer:
+                    inbound.on_hello(hello)
+    return True
+
+
+async def end_call(call: AnyStream, reader: asyncio.Task[None]) -> None:
     """Ends a stream and the task that reads its answers.
 
     Where the other side has ended it, the reader first comes to see how: it reports a refusal.

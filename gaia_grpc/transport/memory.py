@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from gaia_grpc.errors import OutcomeUnknownError, UnavailableError, invariant
-from gaia_grpc.raft.messages import Envelope
+from gaia_grpc.raft.messages import AppendResponse, Envelope, PreVoteResponse, VoteResponse
 from gaia_grpc.raft.types import NodeId
 from gaia_grpc.transport.api import (
     ForwardedCall,
     ForwardedOutcome,
+    Hello,
     IdentifyRequest,
     IdentifyResponse,
     InboundHandler,
@@ -114,11 +115,13 @@ class MemoryHub:
         self.network = network
         self._inbound: dict[NodeId, InboundHandler] = {}
         self._stats: dict[NodeId, dict[NodeId, PeerStats]] = {}
+        self._addresses: dict[NodeId, str] = {}
+        self._introduced: dict[tuple[NodeId, NodeId], Hello] = {}
         self._pump_scheduled = False
 
-    def transport(self, node_id: NodeId) -> MemoryTransport:
-        """The transport of one peer."""
-        return MemoryTransport(self, node_id)
+    def transport(self, node_id: NodeId, address: str = "") -> MemoryTransport:
+        """The transport of one peer; with an `address` it is reached by that one only."""
+        return MemoryTransport(self, node_id, address)
 
     def advance(self, ticks: int = 1) -> None:
         """Lets network time pass; only needed where the network delays."""
@@ -131,12 +134,39 @@ class MemoryHub:
             self._pump_scheduled = True
             asyncio.get_running_loop().call_soon(self._pump)
 
-    def attach(self, node_id: NodeId, inbound: InboundHandler) -> None:
+    def attach(self, node_id: NodeId, inbound: InboundHandler, address: str = "") -> None:
         self._inbound[node_id] = inbound
+        self._addresses[node_id] = address
         self._stats.setdefault(node_id, {})
+        self._forget(node_id)
 
     def detach(self, node_id: NodeId) -> None:
         self._inbound.pop(node_id, None)
+        self._forget(node_id)
+
+    def _forget(self, node_id: NodeId) -> None:
+        """Whoever comes back introduces itself anew."""
+        for pair in [pair for pair in self._introduced if node_id in pair]:
+            del self._introduced[pair]
+
+    def introduce(self, speaker: NodeId, hello: Hello, listener: InboundHandler) -> None:
+        """Tells `listener` who speaks, as often as something about it is new."""
+        pair = (speaker, hello.to_node)
+        if self._introduced.get(pair) != hello:
+            self._introduced[pair] = hello
+            listener.on_hello(hello)
+
+    def meets(self, node_id: NodeId, address: str) -> bool:
+        """Whether `node_id` is where somebody believes it to be."""
+        actual = self._addresses.get(node_id, "")
+        return not actual or not address or actual == address
+
+    def at(self, address: str) -> NodeId | None:
+        """Who listens at an address."""
+        for node_id, actual in sorted(self._addresses.items()):
+            if actual == address and node_id in self._inbound:
+                return node_id
+        return None
 
     def reachable(self, from_node: NodeId, to_node: NodeId) -> InboundHandler | None:
         """Who listens at `to_node`, if the way there is open."""
@@ -165,28 +195,58 @@ class MemoryHub:
         sender, receiver = self._inbound.get(speaker), self._inbound.get(listener)
         if sender is None or receiver is None:
             self.count(speaker, listener, lambda s: replace(s, dropped=s.dropped + 1))
-        elif receiver.accepts(sender.hello(listener)) is not None:
-            self.count(listener, speaker, lambda s: replace(s, refused=s.refused + 1))
-        else:
+        elif self.admitted(speaker, sender, listener, receiver):
             self.count(listener, speaker, lambda s: replace(s, received=s.received + 1))
             receiver.on_message(envelope)
+
+    def admitted(
+        self, speaker: NodeId, sender: InboundHandler, listener: NodeId, receiver: InboundHandler
+    ) -> bool:
+        """Whether the listener accepts the speaker; then each knows who the other is."""
+        hello = sender.hello(listener)
+        if receiver.accepts(hello) is not None:
+            self.count(listener, speaker, lambda s: replace(s, refused=s.refused + 1))
+            return False
+        self.introduce(speaker, hello, receiver)
+        if self.network.connected(listener, speaker):
+            self.introduce(listener, receiver.hello(speaker), sender)
+        return True
 
 
 class MemoryTransport:
     """A `PeerTransport` without sockets."""
 
-    def __init__(self, hub: MemoryHub, node_id: NodeId) -> None:
+    def __init__(self, hub: MemoryHub, node_id: NodeId, address: str = "") -> None:
         self._hub = hub
         self._node_id = node_id
+        self._address = address
+        self._peers: dict[NodeId, str] | None = None
 
     async def start(self, inbound: InboundHandler) -> None:
-        self._hub.attach(self._node_id, inbound)
+        self._hub.attach(self._node_id, inbound, self._address)
+
+    def set_peers(self, addresses: Mapping[NodeId, str]) -> None:
+        """See `PeerTransport.set_peers`; before the first call everybody is a peer."""
+        self._peers = dict(sorted(addresses.items()))
+
+    def cancel_snapshots(self) -> None:
+        """See `PeerTransport.cancel_snapshots`."""
 
     def send(self, envelope: Envelope) -> None:
         invariant(envelope.from_node == self._node_id, "a peer speaks only for itself")
-        self._hub.count(self._node_id, envelope.to_node, lambda s: replace(s, sent=s.sent + 1))
+        peer = envelope.to_node
+        answers = isinstance(envelope.payload, AppendResponse | VoteResponse | PreVoteResponse)
+        if not answers and not self._knows(peer):
+            self._hub.count(self._node_id, peer, lambda s: replace(s, dropped=s.dropped + 1))
+            return
+        self._hub.count(self._node_id, peer, lambda s: replace(s, sent=s.sent + 1))
         self._hub.network.send(envelope)
         self._hub.schedule()
+
+    def _knows(self, peer: NodeId) -> bool:
+        if self._peers is None:
+            return True
+        return peer in self._peers and self._hub.meets(peer, self._peers[peer])
 
     async def forward(
         self, peer: NodeId, call: ForwardedCall, timeout_s: float
@@ -209,6 +269,16 @@ class MemoryTransport:
             raise UnavailableError(f"{peer} did not answer within {timeout_s} s")
         return response
 
+    async def identify_at(
+        self, address: str, request: IdentifyRequest, timeout_s: float
+    ) -> IdentifyResponse:
+        """See `PeerTransport.identify_at`; finds peers that were made with an address."""
+        peer = self._hub.at(address)
+        inbound = None if peer is None else self._hub.reachable(self._node_id, peer)
+        if peer is None or inbound is None or not self._hub.network.connected(peer, self._node_id):
+            raise UnavailableError(f"nobody answers at {address}")
+        return inbound.on_identify(request)
+
     async def close(self) -> None:
         self._hub.detach(self._node_id)
 
@@ -216,7 +286,7 @@ class MemoryTransport:
         return self._hub.stats(self._node_id)
 
     def _reach(self, peer: NodeId) -> InboundHandler:
-        inbound = self._hub.reachable(self._node_id, peer)
+        inbound = self._hub.reachable(self._node_id, peer) if self._knows(peer) else None
         if inbound is None:
             raise UnavailableError(f"{peer} can't be reached")
         return inbound

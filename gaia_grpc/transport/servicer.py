@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any, Never
 
 import grpc
@@ -24,13 +24,13 @@ from grpc_status import rpc_status
 from gaia_grpc.errors import DOMAIN, IdentityRefusedError, InvalidArgumentError
 from gaia_grpc.raft.messages import AppendResponse, PreVoteResponse, VoteResponse
 from gaia_grpc.raft.types import NodeId, Term
-from gaia_grpc.transport.api import InboundHandler
+from gaia_grpc.transport.api import Hello, InboundHandler
 from gaia_grpc.transport.forward_session import ForwardSession
 from gaia_grpc.transport.links import (
-    ACCEPTED,
     Counters,
     FrameQueue,
     TaskSet,
+    acceptance,
     end_task,
     log,
     refuses_connections,
@@ -55,24 +55,37 @@ class RaftServicer(raft_pb2_grpc.RaftServiceServicer):
     """Serves the other peers; answers UNAVAILABLE before `start` and after `close`."""
 
     def __init__(
-        self, node_id: NodeId, addresses: Mapping[NodeId, str], options: TransportOptions
+        self,
+        node_id: NodeId,
+        addresses: Mapping[NodeId, str],
+        counters: Mapping[NodeId, Counters],
+        options: TransportOptions,
     ) -> None:
+        """`addresses` and `counters` are the transport's own: they change with the members."""
         self._node_id = node_id
         self._addresses = addresses
         self._options = options
         self._inbound: InboundHandler | None = None
-        self._counters: Mapping[NodeId, Counters] = {}
+        self._counters = counters
         self._append_answers: dict[NodeId, FrameQueue[AppendResponse]] = {}
         self._votes: dict[tuple[NodeId, bool], deque[asyncio.Future[pb.RequestVoteResponse]]] = {}
-        self._streams: set[asyncio.Task[None]] = set()
+        self._streams: dict[asyncio.Task[None], Hello] = {}
         self._probes = TaskSet()
         self._refusals: dict[tuple[NodeId, str], None] = {}
         self._closing = False
 
-    def start(self, inbound: InboundHandler, counters: Mapping[NodeId, Counters]) -> None:
+    def start(self, inbound: InboundHandler) -> None:
         """From now on calls are answered."""
         self._inbound = inbound
-        self._counters = counters
+
+    def recheck(self) -> None:
+        """Ends streams from those that the driver does not accept any more.
+
+        A name may belong to another data directory by now, whose old owner still has its streams.
+        """
+        for task, hello in list(self._streams.items()):
+            if self._inbound is not None and self._inbound.accepts(hello) is not None:
+                task.cancel()
 
     async def close(self) -> None:
         """Ends open streams, so that a server's stop need not wait for them."""
@@ -109,12 +122,14 @@ class RaftServicer(raft_pb2_grpc.RaftServiceServicer):
     async def RequestVote(
         self, request: pb.RequestVoteRequest, context: Context[Any, Any]
     ) -> pb.RequestVoteResponse:
-        inbound, peer = await self._accept(request.hello, context)
+        inbound, hello = await self._accept(request.hello, context)
+        peer = hello.from_node
         try:
             envelope = vote_request_from_proto(request, peer, self._node_id)
         except InvalidArgumentError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
-        waiting = self._votes.setdefault((peer, request.pre_vote), deque())
+        key = (peer, request.pre_vote)
+        waiting = self._votes.setdefault(key, deque())
         future: asyncio.Future[pb.RequestVoteResponse] = asyncio.get_running_loop().create_future()
         waiting.append(future)
         try:
@@ -126,11 +141,14 @@ class RaftServicer(raft_pb2_grpc.RaftServiceServicer):
         finally:
             if future in waiting:
                 waiting.remove(future)
+            if not waiting and self._votes.get(key) is waiting:
+                del self._votes[key]
 
     async def TimeoutNow(
         self, request: pb.TimeoutNowRequest, context: Context[Any, Any]
     ) -> pb.TimeoutNowResponse:
-        inbound, peer = await self._accept(request.hello, context)
+        inbound, hello = await self._accept(request.hello, context)
+        peer = hello.from_node
         try:
             inbound.on_message(timeout_now_from_proto(request, peer, self._node_id))
         except InvalidArgumentError as error:
@@ -155,8 +173,9 @@ class RaftServicer(raft_pb2_grpc.RaftServiceServicer):
         first = await context.read()
         if not isinstance(first, pb.AppendEntriesRequest):
             return
-        inbound, peer = await self._accept(first.hello, context)
-        await context.send_initial_metadata(ACCEPTED)
+        inbound, hello = await self._accept(first.hello, context)
+        peer = hello.from_node
+        await context.send_initial_metadata(acceptance(inbound.hello(peer)))
         answers: FrameQueue[AppendResponse] = FrameQueue(self._options.max_queue_frames, 0)
         self._append_answers[peer] = answers
         stream = _AppendSession(
@@ -164,12 +183,13 @@ class RaftServicer(raft_pb2_grpc.RaftServiceServicer):
         )
         writer = asyncio.create_task(_write_answers(answers, context), name=f"answers-to-{peer}")
         try:
-            await self._run_stream(stream.read(first, context), context)
+            await self._run_stream(stream.read(first, context), hello, context)
         finally:
             if self._append_answers.get(peer) is answers:
                 del self._append_answers[peer]
             await end_task(writer)
-            if not stream.closed_by_leader and not self._closing:
+            refused = inbound.accepts(hello) is not None
+            if not (stream.closed_by_leader or self._closing or refused):
                 self._probes.spawn(self._probe(inbound, peer, stream.term), f"probe-{peer}")
 
     async def Forward(  # type: ignore[override]  # aio handlers may write through the context
@@ -178,23 +198,27 @@ class RaftServicer(raft_pb2_grpc.RaftServiceServicer):
         first = await context.read()
         if not isinstance(first, pb.ForwardRequest):
             return
-        inbound, _ = await self._accept(first.hello, context)
-        await context.send_initial_metadata(ACCEPTED)
+        inbound, hello = await self._accept(first.hello, context)
+        await context.send_initial_metadata(acceptance(inbound.hello(hello.from_node)))
         session = ForwardSession(inbound, self._options)
         try:
-            await self._run_stream(session.read(first, context), context)
+            await self._run_stream(session.read(first, context), hello, context)
         finally:
             await session.close()
 
     # --- shared ----------------------------------------------------------------------------------
 
-    async def _run_stream(self, reading: Any, context: Context[Any, Any]) -> None:
-        """Reads to the end in a task of its own, which `close` can end."""
+    async def _run_stream(
+        self, reading: Coroutine[Any, Any, None], hello: Hello, context: Context[Any, Any]
+    ) -> None:
+        """Reads to the end in a task of its own, which `close` and `recheck` can end."""
         reader = asyncio.create_task(reading)
-        self._streams.add(reader)
+        self._streams[reader] = hello
         try:
             await asyncio.wait([reader])
             if reader.cancelled():
+                if not self._closing:
+                    await self._accept_hello(hello, context)
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "this peer is stopping")
             error = reader.exception()
             if isinstance(error, InvalidArgumentError):
@@ -202,7 +226,7 @@ class RaftServicer(raft_pb2_grpc.RaftServiceServicer):
             if error is not None and not isinstance(error, grpc.aio.BaseError):
                 raise error
         finally:
-            self._streams.discard(reader)
+            self._streams.pop(reader, None)
             reader.cancel()
             await asyncio.wait([reader])
 
@@ -213,13 +237,18 @@ class RaftServicer(raft_pb2_grpc.RaftServiceServicer):
 
     async def _accept(
         self, message: pb.Hello, context: Context[Any, Any]
-    ) -> tuple[InboundHandler, NodeId]:
-        inbound = await self._started(context)
+    ) -> tuple[InboundHandler, Hello]:
         hello = hello_from_proto(message)
+        inbound = await self._accept_hello(hello, context)
+        inbound.on_hello(hello)
+        return inbound, hello
+
+    async def _accept_hello(self, hello: Hello, context: Context[Any, Any]) -> InboundHandler:
+        inbound = await self._started(context)
         reason = inbound.accepts(hello)
         if reason is not None:
             await self._refuse(hello.from_node, reason, context)
-        return inbound, hello.from_node
+        return inbound
 
     async def _refuse(self, peer: NodeId, reason: str, context: Context[Any, Any]) -> Never:
         counters = self._counters.get(peer)

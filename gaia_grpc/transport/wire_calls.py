@@ -155,6 +155,8 @@ def identify_response_to_proto(response: IdentifyResponse) -> pb.IdentifyRespons
             members=[member_to_proto(member) for member in founding.members],
             entries=entries_to_proto(founding.entries),
         ),
+        feature_level=response.feature_level,
+        software_version=response.software_version,
     )
 
 
@@ -176,4 +178,6 @@ def identify_response_from_proto(message: pb.IdentifyResponse) -> IdentifyRespon
         _peers_from_proto(message.listed_peers),
         _settings_from_proto(message.settings),
         founding,
+        message.feature_level,
+        message.software_version,
     )

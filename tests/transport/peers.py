@@ -49,12 +49,19 @@ class Recorder:
     calls: list[ForwardedCall] = field(default_factory=list)
     cancelled_calls: int = 0
     on_call: Callable[[ForwardedCall], Awaitable[ForwardedOutcome]] | None = None
+    hellos: list[Hello] = field(default_factory=list)
+    feature_level: int = 2
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def hello(self, peer: NodeId) -> Hello:
         return Hello(
-            self.cluster_id, self.node_id, self.peer_uuid, peer, self.accepted.get(peer, "")
-        )
+            self.cluster_id, self.node_id, self.peer_uuid, peer, self.accepted.get(peer, ""),
+            f"{self.node_id}:1", self.feature_level, f"version of {self.node_id}",
+        )  # fmt: skip
+
+    def on_hello(self, hello: Hello) -> None:
+        self.hellos.append(hello)
+        self.changed.set()
 
     def accepts(self, hello: Hello) -> str | None:
         if hello.cluster_id != self.cluster_id:

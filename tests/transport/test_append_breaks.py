@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from gaia_grpc.raft.messages import AppendResponse
+from gaia_grpc.raft.types import NodeId
 from tests.transport.peers import Cluster
+
+B = NodeId("b")
 
 
 async def test_stream_is_opened_again_after_it_broke_with_nothing_queued(cluster: Cluster) -> None:
@@ -15,8 +18,8 @@ async def test_stream_is_opened_again_after_it_broke_with_nothing_queued(cluster
     await b.transport.close()
     await a.recorder.until(lambda: len(a.recorder.broken) == 1)
     assert a.transport is not None
-    running = len(a.transport._streams)
-    await a.transport._streams.join(0.3)  # longer than the back-off
-    assert len(a.transport._streams) == running
+    running = len(a.transport._links[B].streams)
+    await a.transport._links[B].streams.join(0.3)  # longer than the back-off
+    assert len(a.transport._links[B].streams) == running
     a.append("b", term=3)
     await a.recorder.until(lambda: len(a.recorder.broken) == 2)

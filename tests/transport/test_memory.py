@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from gaia_grpc.errors import InvariantError, OutcomeUnknownError, UnavailableError
-from gaia_grpc.raft.messages import Envelope, VoteResponse
+from gaia_grpc.raft.messages import Envelope, VoteRequest, VoteResponse
 from gaia_grpc.raft.types import Index, NodeId, Term
 from gaia_grpc.transport.api import (
     AppliedCommand,
@@ -122,6 +122,7 @@ class Listener:
     def __init__(self, node_id: NodeId) -> None:
         self.node_id = node_id
         self.heard: list[Envelope] = []
+        self.hellos: list[Hello] = []
         self.refusal: str | None = None
         self.answer: asyncio.Future[ForwardedOutcome] = asyncio.get_running_loop().create_future()
 
@@ -130,6 +131,9 @@ class Listener:
 
     def accepts(self, hello: Hello) -> str | None:
         return self.refusal
+
+    def on_hello(self, hello: Hello) -> None:
+        self.hellos.append(hello)
 
     def on_message(self, envelope: Envelope) -> None:
         self.heard.append(envelope)
@@ -252,3 +256,40 @@ async def test_forward_that_takes_too_long_has_an_unknown_outcome(pair: Pair) ->
 
 async def test_identify_asks_who_is_there(pair: Pair) -> None:
     assert (await pair.one.identify(N2, ASK, 1.0)).node_id == N2
+
+
+async def test_both_sides_are_introduced_once(pair: Pair) -> None:
+    pair.one.send(message(1))
+    pair.one.send(message(2))
+    await turns()
+    assert pair.at_other.hellos == [pair.at_one.hello(N2)]
+    assert pair.at_one.hellos == [pair.at_other.hello(N1)]
+
+
+async def test_only_members_get_requests_and_everybody_answers(pair: Pair) -> None:
+    request = Envelope(N1, N2, Term(1), VoteRequest(Index(1), Term(1)))
+    pair.one.set_peers({N3: "c:1"})
+    pair.one.send(request)
+    pair.one.send(message(1))
+    await turns()
+    assert pair.at_other.heard == [message(1)]
+    assert pair.one.stats()[N2].dropped == 1
+    with pytest.raises(UnavailableError):
+        await pair.one.forward(N2, COMMAND, 1.0)
+    pair.one.set_peers({N2: "b:1"})
+    pair.one.send(request)
+    await turns()
+    assert pair.at_other.heard[-1] == request
+
+
+async def test_a_peer_with_an_address_is_found_only_there(pair: Pair) -> None:
+    moved = pair.hub.transport(N3, "c:2")
+    await moved.start(Listener(N3))
+    with pytest.raises(UnavailableError):
+        await pair.one.identify_at("c:1", ASK, 1.0)
+    assert (await pair.one.identify_at("c:2", ASK, 1.0)).node_id == N3
+    pair.one.set_peers({N3: "c:1"})
+    with pytest.raises(UnavailableError):
+        await pair.one.identify(N3, ASK, 1.0)
+    pair.one.set_peers({N3: "c:2"})
+    assert (await pair.one.identify(N3, ASK, 1.0)).node_id == N3

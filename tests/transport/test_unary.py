@@ -67,7 +67,7 @@ async def test_a_vote_that_is_not_answered_ends_and_a_late_answer_is_dropped(
     await b.recorder.until(lambda: len(b.recorder.envelopes) == 1)
     assert a.transport is not None
     assert b.transport is not None
-    await a.transport._unary.join(10)
+    await a.transport._links[B].unary.join(10)
     send(b, A, 4, VoteResponse(True))
     assert b.transport.stats()[A].dropped == 1
     assert a.recorder.envelopes == []

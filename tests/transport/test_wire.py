@@ -167,6 +167,8 @@ def test_identify_request(request: IdentifyRequest) -> None:
         pairs,
         st.none()
         | st.builds(Founding, texts, st.lists(members, max_size=3).map(tuple), entries_after(0)),
+        st.integers(0, 2**32 - 1),
+        texts,
     )
 )
 def test_identify_response(response: IdentifyResponse) -> None:

@@ -892,6 +892,8 @@ class IdentifyResponse(_message.Message):
     LISTED_PEERS_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     FOUNDING_FIELD_NUMBER: _builtins.int
+    FEATURE_LEVEL_FIELD_NUMBER: _builtins.int
+    SOFTWARE_VERSION_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Node id of the answering peer."""
     peer_uuid: _builtins.str
@@ -902,6 +904,10 @@ class IdentifyResponse(_message.Message):
     """Whether its data directory holds nothing."""
     bootstrapping: _builtins.bool
     """Whether it was started to found a cluster."""
+    feature_level: _builtins.int
+    """Highest feature level that the answering peer understands."""
+    software_version: _builtins.str
+    """Version of the answering peer's software, for people."""
     @_builtins.property
     def listed_peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListedPeer]:
         """Its list of peers, sorted by node id."""
@@ -925,10 +931,12 @@ class IdentifyResponse(_message.Message):
         listed_peers: _abc.Iterable[Global___ListedPeer] | None = ...,
         settings: _abc.Iterable[Global___InitialSetting] | None = ...,
         founding: Global___Founding | None = ...,
+        feature_level: _builtins.int = ...,
+        software_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["founding", b"founding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrapping", b"bootstrapping", "client_address", b"client_address", "empty", b"empty", "founding", b"founding", "listed_peers", b"listed_peers", "node_id", b"node_id", "peer_uuid", b"peer_uuid", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrapping", b"bootstrapping", "client_address", b"client_address", "empty", b"empty", "feature_level", b"feature_level", "founding", b"founding", "listed_peers", b"listed_peers", "node_id", b"node_id", "peer_uuid", b"peer_uuid", "settings", b"settings", "software_version", b"software_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,7 +28,8 @@ if _version_not_supported:
 class RaftServiceStub(object):
     """RaftService is spoken between the peers of one cluster, on the peer port only. Every stream and
     every unary request begins with a Hello; a peer that is not the one it should be is refused with
-    FAILED_PRECONDITION and the reason IDENTITY_REFUSED.
+    FAILED_PRECONDITION and the reason IDENTITY_REFUSED. The peer that accepts a stream introduces
+    itself too: its initial metadata hold a serialized Hello under the key gaia-hello-bin.
     """
 
     def __init__(self, channel):
@@ -72,7 +73,8 @@ class RaftServiceStub(object):
 class RaftServiceServicer(object):
     """RaftService is spoken between the peers of one cluster, on the peer port only. Every stream and
     every unary request begins with a Hello; a peer that is not the one it should be is refused with
-    FAILED_PRECONDITION and the reason IDENTITY_REFUSED.
+    FAILED_PRECONDITION and the reason IDENTITY_REFUSED. The peer that accepts a stream introduces
+    itself too: its initial metadata hold a serialized Hello under the key gaia-hello-bin.
     """
 
     def RequestVote(self, request, context):
@@ -165,7 +167,8 @@ def add_RaftServiceServicer_to_server(servicer, server):
 class RaftService(object):
     """RaftService is spoken between the peers of one cluster, on the peer port only. Every stream and
     every unary request begins with a Hello; a peer that is not the one it should be is refused with
-    FAILED_PRECONDITION and the reason IDENTITY_REFUSED.
+    FAILED_PRECONDITION and the reason IDENTITY_REFUSED. The peer that accepts a stream introduces
+    itself too: its initial metadata hold a serialized Hello under the key gaia-hello-bin.
     """
 
     @staticmethod

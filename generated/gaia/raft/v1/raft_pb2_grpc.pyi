@@ -29,7 +29,8 @@ GRPC_VERSION: str
 class RaftServiceStub:
     """RaftService is spoken between the peers of one cluster, on the peer port only. Every stream and
     every unary request begins with a Hello; a peer that is not the one it should be is refused with
-    FAILED_PRECONDITION and the reason IDENTITY_REFUSED.
+    FAILED_PRECONDITION and the reason IDENTITY_REFUSED. The peer that accepts a stream introduces
+    itself too: its initial metadata hold a serialized Hello under the key gaia-hello-bin.
     """
 
     @_typing.overload
@@ -61,7 +62,8 @@ class RaftServiceStub:
 class RaftServiceAsyncStub(RaftServiceStub):
     """RaftService is spoken between the peers of one cluster, on the peer port only. Every stream and
     every unary request begins with a Hello; a peer that is not the one it should be is refused with
-    FAILED_PRECONDITION and the reason IDENTITY_REFUSED.
+    FAILED_PRECONDITION and the reason IDENTITY_REFUSED. The peer that accepts a stream introduces
+    itself too: its initial metadata hold a serialized Hello under the key gaia-hello-bin.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -89,7 +91,8 @@ class RaftServiceAsyncStub(RaftServiceStub):
 class RaftServiceServicer:
     """RaftService is spoken between the peers of one cluster, on the peer port only. Every stream and
     every unary request begins with a Hello; a peer that is not the one it should be is refused with
-    FAILED_PRECONDITION and the reason IDENTITY_REFUSED.
+    FAILED_PRECONDITION and the reason IDENTITY_REFUSED. The peer that accepts a stream introduces
+    itself too: its initial metadata hold a serialized Hello under the key gaia-hello-bin.
     """
 
     def RequestVote(
