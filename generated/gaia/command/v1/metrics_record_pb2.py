@@ -24,31 +24,31 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$gaia/command/v1/metrics_record.proto\x12\x0fgaia.command.v1\"c\n\x0cStoredSource\x12\x11\n\tsource_id\x18\x01 \x01(\t\x12\x12\n\ntouched_ms\x18\x02 \x01(\x03\x12,\n\x06\x65pochs\x18\x03 \x03(\x0b\x32\x1c.gaia.command.v1.StoredEpoch\"M\n\x0bStoredEpoch\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0c\n\x04kept\x18\x02 \x01(\x05\x12\x12\n\nhigh_water\x18\x03 \x01(\x03\x12\r\n\x05slots\x18\x04 \x01(\x0c\"K\n\x0eStoredTimeline\x12\x13\n\x0btimeline_id\x18\x01 \x01(\t\x12\x10\n\x08\x63lock_ms\x18\x02 \x01(\x03\x12\x12\n\ntouched_ms\x18\x03 \x01(\x03\"\xf1\x01\n\x0cStoredWindow\x12\x13\n\x0btimeline_id\x18\x01 \x01(\t\x12\x12\n\nstudent_id\x18\x02 \x01(\t\x12\x10\n\x08\x61pp_name\x18\x03 \x01(\t\x12\x14\n\x0c\x63lassroom_id\x18\x04 \x01(\t\x12\x16\n\x0e\x61\x63\x63\x65pted_total\x18\x05 \x01(\x03\x12\x12\n\nlate_total\x18\x06 \x01(\x03\x12\x0f\n\x07version\x18\x07 \x01(\x03\x12\x12\n\ntouched_ms\x18\x08 \x01(\x03\x12\x10\n\x08swept_ms\x18\t \x01(\x03\x12-\n\x06series\x18\n \x03(\x0b\x32\x1d.gaia.command.v1.StoredSeries\"Z\n\x0cStoredSeries\x12\x13\n\x0bmetric_type\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\x12\x10\n\x08times_ms\x18\x03 \x01(\x0c\x12\x14\n\x0cvalues_micro\x18\x04 \x01(\x0c\"^\n\x11StoredAlertEvents\x12\x16\n\x0e\x66irst_sequence\x18\x01 \x01(\x03\x12\x31\n\x06\x65vents\x18\x02 \x03(\x0b\x32!.gaia.command.v1.StoredAlertEvent\"\xaf\x01\n\x10StoredAlertEvent\x12\x0e\n\x06\x63hange\x18\x01 \x01(\x05\x12\x15\n\rapplied_index\x18\x02 \x01(\x03\x12\x14\n\x0c\x61lert_number\x18\x03 \x01(\x03\x12\x13\n\x0btimeline_id\x18\x04 \x01(\t\x12\x14\n\x0c\x63lassroom_id\x18\x05 \x01(\t\x12\x12\n\nstudent_id\x18\x06 \x01(\t\x12\x10\n\x08severity\x18\x07 \x01(\x05\x12\r\n\x05\x61lert\x18\x08 \x01(\x0c\"S\n\x0cStoredAlerts\x12\x15\n\rnewest_number\x18\x01 \x01(\x03\x12,\n\x06\x61lerts\x18\x02 \x03(\x0b\x32\x1c.gaia.command.v1.StoredAlert\"R\n\x0bStoredAlert\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x15\n\rlast_sequence\x18\x02 \x01(\x03\x12\r\n\x05state\x18\x03 \x01(\x05\x12\r\n\x05\x61lert\x18\x04 \x01(\x0c\"\xd0\x01\n\rStoredEpisode\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x13\n\x0btimeline_id\x18\x02 \x01(\t\x12\x12\n\nstudent_id\x18\x03 \x01(\t\x12\x10\n\x08\x61pp_name\x18\x04 \x01(\t\x12\x15\n\rpattern_group\x18\x05 \x01(\t\x12\x10\n\x08severity\x18\x06 \x01(\x05\x12\x11\n\topened_ms\x18\x07 \x01(\x03\x12\x15\n\rhold_until_ms\x18\x08 \x01(\x03\x12\x11\n\tclosed_ms\x18\t \x01(\x03\x12\x0e\n\x06\x64ue_ms\x18\n \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$gaia/command/v1/metrics_record.proto\x12\x0fgaia.command.v1\"z\n\x0cSourceRecord\x12\x11\n\tsource_id\x18\x01 \x01(\t\x12\x12\n\ntouched_ms\x18\x02 \x01(\x03\x12,\n\x06\x65pochs\x18\x03 \x03(\x0b\x32\x1c.gaia.command.v1.EpochRecord\x12\x15\n\rfurther_piece\x18\x04 \x01(\x08\"M\n\x0b\x45pochRecord\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0c\n\x04kept\x18\x02 \x01(\x05\x12\x12\n\nhigh_water\x18\x03 \x01(\x03\x12\r\n\x05slots\x18\x04 \x01(\x0c\"K\n\x0eTimelineRecord\x12\x13\n\x0btimeline_id\x18\x01 \x01(\t\x12\x10\n\x08\x63lock_ms\x18\x02 \x01(\x03\x12\x12\n\ntouched_ms\x18\x03 \x01(\x03\"\x88\x02\n\x0cWindowRecord\x12\x13\n\x0btimeline_id\x18\x01 \x01(\t\x12\x12\n\nstudent_id\x18\x02 \x01(\t\x12\x10\n\x08\x61pp_name\x18\x03 \x01(\t\x12\x14\n\x0c\x63lassroom_id\x18\x04 \x01(\t\x12\x16\n\x0e\x61\x63\x63\x65pted_total\x18\x05 \x01(\x03\x12\x12\n\nlate_total\x18\x06 \x01(\x03\x12\x0f\n\x07version\x18\x07 \x01(\x03\x12\x12\n\ntouched_ms\x18\x08 \x01(\x03\x12\x10\n\x08swept_ms\x18\t \x01(\x03\x12-\n\x06series\x18\n \x03(\x0b\x32\x1d.gaia.command.v1.SeriesRecord\x12\x15\n\rfurther_piece\x18\x0b \x01(\x08\"Z\n\x0cSeriesRecord\x12\x13\n\x0bmetric_type\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\x12\x10\n\x08times_ms\x18\x03 \x01(\x0c\x12\x14\n\x0cvalues_micro\x18\x04 \x01(\x0c\"^\n\x11\x41lertEventRecords\x12\x16\n\x0e\x66irst_sequence\x18\x01 \x01(\x03\x12\x31\n\x06\x65vents\x18\x02 \x03(\x0b\x32!.gaia.command.v1.AlertEventRecord\"\xaf\x01\n\x10\x41lertEventRecord\x12\x0e\n\x06\x63hange\x18\x01 \x01(\x05\x12\x15\n\rapplied_index\x18\x02 \x01(\x03\x12\x14\n\x0c\x61lert_number\x18\x03 \x01(\x03\x12\x13\n\x0btimeline_id\x18\x04 \x01(\t\x12\x14\n\x0c\x63lassroom_id\x18\x05 \x01(\t\x12\x12\n\nstudent_id\x18\x06 \x01(\t\x12\x10\n\x08severity\x18\x07 \x01(\x05\x12\r\n\x05\x61lert\x18\x08 \x01(\x0c\"$\n\rAlertCounters\x12\x13\n\x0blast_number\x18\x01 \x01(\x03\"R\n\x0b\x41lertRecord\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x15\n\rlast_sequence\x18\x02 \x01(\x03\x12\r\n\x05state\x18\x03 \x01(\x05\x12\r\n\x05\x61lert\x18\x04 \x01(\x0c\"\xd0\x01\n\rEpisodeRecord\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x13\n\x0btimeline_id\x18\x02 \x01(\t\x12\x12\n\nstudent_id\x18\x03 \x01(\t\x12\x10\n\x08\x61pp_name\x18\x04 \x01(\t\x12\x15\n\rpattern_group\x18\x05 \x01(\t\x12\x10\n\x08severity\x18\x06 \x01(\x05\x12\x11\n\topened_ms\x18\x07 \x01(\x03\x12\x15\n\rhold_until_ms\x18\x08 \x01(\x03\x12\x11\n\tclosed_ms\x18\t \x01(\x03\x12\x0e\n\x06\x64ue_ms\x18\n \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gaia.command.v1.metrics_record_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STOREDSOURCE']._serialized_start=57
-  _globals['_STOREDSOURCE']._serialized_end=156
-  _globals['_STOREDEPOCH']._serialized_start=158
-  _globals['_STOREDEPOCH']._serialized_end=235
-  _globals['_STOREDTIMELINE']._serialized_start=237
-  _globals['_STOREDTIMELINE']._serialized_end=312
-  _globals['_STOREDWINDOW']._serialized_start=315
-  _globals['_STOREDWINDOW']._serialized_end=556
-  _globals['_STOREDSERIES']._serialized_start=558
-  _globals['_STOREDSERIES']._serialized_end=648
-  _globals['_STOREDALERTEVENTS']._serialized_start=650
-  _globals['_STOREDALERTEVENTS']._serialized_end=744
-  _globals['_STOREDALERTEVENT']._serialized_start=747
-  _globals['_STOREDALERTEVENT']._serialized_end=922
-  _globals['_STOREDALERTS']._serialized_start=924
-  _globals['_STOREDALERTS']._serialized_end=1007
-  _globals['_STOREDALERT']._serialized_start=1009
-  _globals['_STOREDALERT']._serialized_end=1091
-  _globals['_STOREDEPISODE']._serialized_start=1094
-  _globals['_STOREDEPISODE']._serialized_end=1302
+  _globals['_SOURCERECORD']._serialized_start=57
+  _globals['_SOURCERECORD']._serialized_end=179
+  _globals['_EPOCHRECORD']._serialized_start=181
+  _globals['_EPOCHRECORD']._serialized_end=258
+  _globals['_TIMELINERECORD']._serialized_start=260
+  _globals['_TIMELINERECORD']._serialized_end=335
+  _globals['_WINDOWRECORD']._serialized_start=338
+  _globals['_WINDOWRECORD']._serialized_end=602
+  _globals['_SERIESRECORD']._serialized_start=604
+  _globals['_SERIESRECORD']._serialized_end=694
+  _globals['_ALERTEVENTRECORDS']._serialized_start=696
+  _globals['_ALERTEVENTRECORDS']._serialized_end=790
+  _globals['_ALERTEVENTRECORD']._serialized_start=793
+  _globals['_ALERTEVENTRECORD']._serialized_end=968
+  _globals['_ALERTCOUNTERS']._serialized_start=970
+  _globals['_ALERTCOUNTERS']._serialized_end=1006
+  _globals['_ALERTRECORD']._serialized_start=1008
+  _globals['_ALERTRECORD']._serialized_end=1090
+  _globals['_EPISODERECORD']._serialized_start=1093
+  _globals['_EPISODERECORD']._serialized_end=1301
 # @@protoc_insertion_point(module_scope)

@@ -19,12 +19,12 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
-class StoredSource(_message.Message):
+class SourceRecord(_message.Message):
     """What a snapshot holds of metrics and alerts. Columns are packed by the places of their bytes: one
     byte of flags, then for each of the 8 places of the little-endian numbers, lowest first, one byte
     where its flag is 0 (all numbers have it in common) and one for each number where it is 1.
 
-    StoredSource is one sender of batches, or a further piece of the one before.
+    SourceRecord is one sender of batches, or a further piece of the one before.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -32,12 +32,15 @@ class StoredSource(_message.Message):
     SOURCE_ID_FIELD_NUMBER: _builtins.int
     TOUCHED_MS_FIELD_NUMBER: _builtins.int
     EPOCHS_FIELD_NUMBER: _builtins.int
+    FURTHER_PIECE_FIELD_NUMBER: _builtins.int
     source_id: _builtins.str
-    """The sender; empty in a further piece."""
+    """The sender."""
     touched_ms: _builtins.int
     """Log time of its last batch."""
+    further_piece: _builtins.bool
+    """It goes on with the source before; only epochs are set then."""
     @_builtins.property
-    def epochs(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredEpoch]:
+    def epochs(self) -> _containers.RepeatedCompositeFieldContainer[Global___EpochRecord]:
         """Its epochs, ascending. The first of a further piece may go on with the last of the one before."""
 
     def __init__(
@@ -45,19 +48,20 @@ class StoredSource(_message.Message):
         *,
         source_id: _builtins.str = ...,
         touched_ms: _builtins.int = ...,
-        epochs: _abc.Iterable[Global___StoredEpoch] | None = ...,
+        epochs: _abc.Iterable[Global___EpochRecord] | None = ...,
+        further_piece: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epochs", b"epochs", "source_id", b"source_id", "touched_ms", b"touched_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epochs", b"epochs", "further_piece", b"further_piece", "source_id", b"source_id", "touched_ms", b"touched_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___StoredSource: _TypeAlias = StoredSource  # noqa: Y015
+Global___SourceRecord: _TypeAlias = SourceRecord  # noqa: Y015
 
 @_typing.final
-class StoredEpoch(_message.Message):
-    """StoredEpoch is what is known of the batches of one epoch."""
+class EpochRecord(_message.Message):
+    """EpochRecord is what is known of the batches of one epoch."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -87,11 +91,11 @@ class StoredEpoch(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___StoredEpoch: _TypeAlias = StoredEpoch  # noqa: Y015
+Global___EpochRecord: _TypeAlias = EpochRecord  # noqa: Y015
 
 @_typing.final
-class StoredTimeline(_message.Message):
-    """StoredTimeline is the clock of the live metrics or of a replay."""
+class TimelineRecord(_message.Message):
+    """TimelineRecord is the clock of the live metrics or of a replay."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -117,11 +121,11 @@ class StoredTimeline(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___StoredTimeline: _TypeAlias = StoredTimeline  # noqa: Y015
+Global___TimelineRecord: _TypeAlias = TimelineRecord  # noqa: Y015
 
 @_typing.final
-class StoredWindow(_message.Message):
-    """StoredWindow is all that is kept of one student in one app, or a further piece of the one before."""
+class WindowRecord(_message.Message):
+    """WindowRecord is all that is kept of one student in one app, or a further piece of the one before."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -135,10 +139,11 @@ class StoredWindow(_message.Message):
     TOUCHED_MS_FIELD_NUMBER: _builtins.int
     SWEPT_MS_FIELD_NUMBER: _builtins.int
     SERIES_FIELD_NUMBER: _builtins.int
+    FURTHER_PIECE_FIELD_NUMBER: _builtins.int
     timeline_id: _builtins.str
     """Timeline; empty for live metrics."""
     student_id: _builtins.str
-    """The student; empty in a further piece."""
+    """The student."""
     app_name: _builtins.str
     """The app."""
     classroom_id: _builtins.str
@@ -153,8 +158,10 @@ class StoredWindow(_message.Message):
     """Log time of the last batch."""
     swept_ms: _builtins.int
     """Up to where types without measurements were looked for."""
+    further_piece: _builtins.bool
+    """It goes on with the window before; only series are set then."""
     @_builtins.property
-    def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredSeries]:
+    def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeriesRecord]:
         """Its measurements by type, sorted. The first of a further piece may go on with the last of the
         one before.
         """
@@ -171,19 +178,20 @@ class StoredWindow(_message.Message):
         version: _builtins.int = ...,
         touched_ms: _builtins.int = ...,
         swept_ms: _builtins.int = ...,
-        series: _abc.Iterable[Global___StoredSeries] | None = ...,
+        series: _abc.Iterable[Global___SeriesRecord] | None = ...,
+        further_piece: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_total", b"accepted_total", "app_name", b"app_name", "classroom_id", b"classroom_id", "late_total", b"late_total", "series", b"series", "student_id", b"student_id", "swept_ms", b"swept_ms", "timeline_id", b"timeline_id", "touched_ms", b"touched_ms", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_total", b"accepted_total", "app_name", b"app_name", "classroom_id", b"classroom_id", "further_piece", b"further_piece", "late_total", b"late_total", "series", b"series", "student_id", b"student_id", "swept_ms", b"swept_ms", "timeline_id", b"timeline_id", "touched_ms", b"touched_ms", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___StoredWindow: _TypeAlias = StoredWindow  # noqa: Y015
+Global___WindowRecord: _TypeAlias = WindowRecord  # noqa: Y015
 
 @_typing.final
-class StoredSeries(_message.Message):
-    """StoredSeries are measurements of one type in their order."""
+class SeriesRecord(_message.Message):
+    """SeriesRecord are measurements of one type in their order."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -213,27 +221,27 @@ class StoredSeries(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___StoredSeries: _TypeAlias = StoredSeries  # noqa: Y015
+Global___SeriesRecord: _TypeAlias = SeriesRecord  # noqa: Y015
 
 @_typing.final
-class StoredAlertEvents(_message.Message):
-    """StoredAlertEvents are some events in a row."""
+class AlertEventRecords(_message.Message):
+    """AlertEventRecords are some events in a row."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
     first_sequence: _builtins.int
-    """Sequence of the first; without any, the one that comes next."""
+    """Sequence of the first; where there is none, of the one that comes next."""
     @_builtins.property
-    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredAlertEvent]:
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___AlertEventRecord]:
         """The events."""
 
     def __init__(
         self,
         *,
         first_sequence: _builtins.int = ...,
-        events: _abc.Iterable[Global___StoredAlertEvent] | None = ...,
+        events: _abc.Iterable[Global___AlertEventRecord] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -241,11 +249,11 @@ class StoredAlertEvents(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___StoredAlertEvents: _TypeAlias = StoredAlertEvents  # noqa: Y015
+Global___AlertEventRecords: _TypeAlias = AlertEventRecords  # noqa: Y015
 
 @_typing.final
-class StoredAlertEvent(_message.Message):
-    """StoredAlertEvent is one change of one alert."""
+class AlertEventRecord(_message.Message):
+    """AlertEventRecord is one change of one alert."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -291,39 +299,33 @@ class StoredAlertEvent(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___StoredAlertEvent: _TypeAlias = StoredAlertEvent  # noqa: Y015
+Global___AlertEventRecord: _TypeAlias = AlertEventRecord  # noqa: Y015
 
 @_typing.final
-class StoredAlerts(_message.Message):
-    """StoredAlerts are some alerts in the order of their numbers."""
+class AlertCounters(_message.Message):
+    """AlertCounters holds what outlives alerts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    NEWEST_NUMBER_FIELD_NUMBER: _builtins.int
-    ALERTS_FIELD_NUMBER: _builtins.int
-    newest_number: _builtins.int
-    """Highest number ever given out."""
-    @_builtins.property
-    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredAlert]:
-        """The alerts."""
-
+    LAST_NUMBER_FIELD_NUMBER: _builtins.int
+    last_number: _builtins.int
+    """Number of the newest alert."""
     def __init__(
         self,
         *,
-        newest_number: _builtins.int = ...,
-        alerts: _abc.Iterable[Global___StoredAlert] | None = ...,
+        last_number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "newest_number", b"newest_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_number", b"last_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___StoredAlerts: _TypeAlias = StoredAlerts  # noqa: Y015
+Global___AlertCounters: _TypeAlias = AlertCounters  # noqa: Y015
 
 @_typing.final
-class StoredAlert(_message.Message):
-    """StoredAlert is one alert; what it says stands in its newest event."""
+class AlertRecord(_message.Message):
+    """AlertRecord is one alert; what it says stands in its newest event."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -353,11 +355,11 @@ class StoredAlert(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___StoredAlert: _TypeAlias = StoredAlert  # noqa: Y015
+Global___AlertRecord: _TypeAlias = AlertRecord  # noqa: Y015
 
 @_typing.final
-class StoredEpisode(_message.Message):
-    """StoredEpisode is one student in trouble in one app, or the quiet time after it."""
+class EpisodeRecord(_message.Message):
+    """EpisodeRecord is one student in trouble in one app, or the quiet time after it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -411,4 +413,4 @@ class StoredEpisode(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___StoredEpisode: _TypeAlias = StoredEpisode  # noqa: Y015
+Global___EpisodeRecord: _TypeAlias = EpisodeRecord  # noqa: Y015

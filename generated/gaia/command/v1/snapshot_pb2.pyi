@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from gaia.cluster.v1 import cluster_pb2 as _cluster_pb2
+from gaia.command.v1 import metrics_record_pb2 as _metrics_record_pb2
 from gaia.session.v1 import session_pb2 as _session_pb2
 from gaia.task.v1 import task_pb2 as _task_pb2
 from google.protobuf import descriptor as _descriptor
@@ -43,6 +44,13 @@ class SnapshotRecord(_message.Message):
     WAIT_COUNTERS_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
     GRANTED_WAITS_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TIMELINE_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    ALERT_EVENTS_FIELD_NUMBER: _builtins.int
+    ALERT_COUNTERS_FIELD_NUMBER: _builtins.int
+    ALERT_FIELD_NUMBER: _builtins.int
+    EPISODE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> Global___SnapshotHeader:
         """First record."""
@@ -94,6 +102,37 @@ class SnapshotRecord(_message.Message):
     def granted_waits(self) -> Global___GrantedWaits:
         """Granted waits in the order in which they are dropped."""
 
+    @_builtins.property
+    def source(self) -> _metrics_record_pb2.SourceRecord:
+        """64 to 127: metrics and alerts.
+
+        A sender of batches.
+        """
+
+    @_builtins.property
+    def timeline(self) -> _metrics_record_pb2.TimelineRecord:
+        """The clock of a timeline."""
+
+    @_builtins.property
+    def window(self) -> _metrics_record_pb2.WindowRecord:
+        """A window, or a piece of one."""
+
+    @_builtins.property
+    def alert_events(self) -> _metrics_record_pb2.AlertEventRecords:
+        """Some alert events in a row."""
+
+    @_builtins.property
+    def alert_counters(self) -> _metrics_record_pb2.AlertCounters:
+        """Counters of the alerts."""
+
+    @_builtins.property
+    def alert(self) -> _metrics_record_pb2.AlertRecord:
+        """An alert."""
+
+    @_builtins.property
+    def episode(self) -> _metrics_record_pb2.EpisodeRecord:
+        """An episode."""
+
     def __init__(
         self,
         *,
@@ -109,12 +148,19 @@ class SnapshotRecord(_message.Message):
         wait_counters: Global___WaitCounters | None = ...,
         wait: Global___WaitRecord | None = ...,
         granted_waits: Global___GrantedWaits | None = ...,
+        source: _metrics_record_pb2.SourceRecord | None = ...,
+        timeline: _metrics_record_pb2.TimelineRecord | None = ...,
+        window: _metrics_record_pb2.WindowRecord | None = ...,
+        alert_events: _metrics_record_pb2.AlertEventRecords | None = ...,
+        alert_counters: _metrics_record_pb2.AlertCounters | None = ...,
+        alert: _metrics_record_pb2.AlertRecord | None = ...,
+        episode: _metrics_record_pb2.EpisodeRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "finished_tasks", b"finished_tasks", "granted_waits", b"granted_waits", "header", b"header", "request", b"request", "request_sweeps", b"request_sweeps", "session", b"session", "session_counters", b"session_counters", "task", b"task", "task_counters", b"task_counters", "trailer", b"trailer", "wait", b"wait", "wait_counters", b"wait_counters"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "alert_counters", b"alert_counters", "alert_events", b"alert_events", "body", b"body", "episode", b"episode", "finished_tasks", b"finished_tasks", "granted_waits", b"granted_waits", "header", b"header", "request", b"request", "request_sweeps", b"request_sweeps", "session", b"session", "session_counters", b"session_counters", "source", b"source", "task", b"task", "task_counters", b"task_counters", "timeline", b"timeline", "trailer", b"trailer", "wait", b"wait", "wait_counters", b"wait_counters", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "finished_tasks", b"finished_tasks", "granted_waits", b"granted_waits", "header", b"header", "request", b"request", "request_sweeps", b"request_sweeps", "session", b"session", "session_counters", b"session_counters", "task", b"task", "task_counters", b"task_counters", "trailer", b"trailer", "wait", b"wait", "wait_counters", b"wait_counters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "alert_counters", b"alert_counters", "alert_events", b"alert_events", "body", b"body", "episode", b"episode", "finished_tasks", b"finished_tasks", "granted_waits", b"granted_waits", "header", b"header", "request", b"request", "request_sweeps", b"request_sweeps", "session", b"session", "session_counters", b"session_counters", "source", b"source", "task", b"task", "task_counters", b"task_counters", "timeline", b"timeline", "trailer", b"trailer", "wait", b"wait", "wait_counters", b"wait_counters", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["header", "trailer", "request", "request_sweeps", "session_counters", "session", "task_counters", "task", "finished_tasks", "wait_counters", "wait", "granted_waits"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["header", "trailer", "request", "request_sweeps", "session_counters", "session", "task_counters", "task", "finished_tasks", "wait_counters", "wait", "granted_waits", "source", "timeline", "window", "alert_events", "alert_counters", "alert", "episode"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
