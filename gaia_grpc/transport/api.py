@@ -107,6 +107,11 @@ class ForwardedCall:
     timeout_ms: int
     change: MemberChange | None = None
 
+    @property
+    def is_read(self) -> bool:
+        """Whether nothing is to be applied: without an answer it is just not answered."""
+        return self.command is None and self.change is None
+
 
 @dataclass(frozen=True, slots=True)
 class AppliedCommand:
@@ -220,15 +225,16 @@ class InboundHandler(Protocol):
     def accepts(self, hello: Hello) -> str | None:
         """None if that speaker may be heard, otherwise one line that says why not.
 
-        The transport then answers FAILED_PRECONDITION (IDENTITY_REFUSED) and logs it once.
+        The transport then answers FAILED_PRECONDITION (IDENTITY_REFUSED) and logs it once. A stream
+        of ours whose acceptor is refused here is ended.
         """
         ...
 
     def on_hello(self, hello: Hello) -> None:
         """`hello.from_node` has introduced itself: its feature level and software version.
 
-        Comes for both directions: after each `accepts` that returned None, and when a peer has
-        accepted a stream of ours (a peer of the first release does not introduce itself there).
+        Comes after each `accepts` that returned None, for both directions: a peer that accepts a
+        stream of ours introduces itself too (one of the first release does not, there).
         """
         ...
 

@@ -104,7 +104,7 @@ class ForwardSession:
 
 def _lost(call: ForwardedCall, message: str) -> ForwardFailure:
     """A read that was not answered is just that; a command may have been applied."""
-    error = UnavailableError if call.command is None else OutcomeUnknownError
+    error = UnavailableError if call.is_read else OutcomeUnknownError
     return ForwardFailure(error.reason, message)
 
 

@@ -89,7 +89,7 @@ class ForwardStream:
             self._pending.pop(call_id, None)
 
     def _lost(self, pending: _Pending, why: str) -> GaiaError:
-        if pending.sent and pending.call.command is not None:
+        if pending.sent and not pending.call.is_read:
             return OutcomeUnknownError(f"{self._peer}: {why}")
         return UnavailableError(f"{self._peer}: {why}")
 

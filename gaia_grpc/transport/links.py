@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import grpc
@@ -14,6 +14,7 @@ import structlog
 from gaia.raft.v1 import raft_pb2 as pb
 from google.protobuf.message import DecodeError
 
+from gaia_grpc.errors import IdentityRefusedError
 from gaia_grpc.raft.messages import AppendRequest, AppendResponse
 from gaia_grpc.raft.types import NodeId, Term
 from gaia_grpc.transport.api import Hello, InboundHandler, PeerStats
@@ -154,23 +155,38 @@ HELLO_KEY = "gaia-hello-bin"
 """Initial metadata in which the accepting peer introduces itself: a serialized `Hello`."""
 
 
-def acceptance(hello: Hello, *more: tuple[str, bytes]) -> tuple[tuple[str, str | bytes], ...]:
-    """The initial metadata of an accepted stream."""
-    return (ACCEPTED, (HELLO_KEY, hello_to_proto(hello).SerializeToString()), *more)
+def acceptance(
+    inbound: InboundHandler, hello: Hello, *more: tuple[str, bytes]
+) -> tuple[tuple[str, str | bytes], ...]:
+    """The initial metadata of a stream from `hello`, which was accepted."""
+    # A joiner does not know its leader from any configuration, but from what it has just accepted.
+    answer = replace(inbound.hello(hello.from_node), to_peer_uuid=hello.from_peer_uuid)
+    return (ACCEPTED, (HELLO_KEY, hello_to_proto(answer).SerializeToString()), *more)
 
 
 async def accepted(call: AnyStream, peer: NodeId, inbound: InboundHandler) -> bool:
-    """Waits until the other side has accepted or ended a stream, and tells who it says it is."""
+    """Waits until the other side has accepted or ended a stream of ours, and hears who it is.
+
+    Raises `IdentityRefusedError` where that is not a peer whom we accept.
+    """
     metadata = tuple(await call.initial_metadata() or ())
     if ACCEPTED not in metadata:
         return False
     for key, value in metadata:
         if key == HELLO_KEY and isinstance(value, bytes):
-            with contextlib.suppress(DecodeError):
-                hello = hello_from_proto(pb.Hello.FromString(value))
-                if hello.from_node == peer:
-                    inbound.on_hello(hello)
+            hello = hello_from_proto(_parsed_hello(value))
+            reason = inbound.accepts(hello) if hello.from_node == peer else f"it is not {peer}"
+            if reason is not None:
+                raise IdentityRefusedError(reason)
+            inbound.on_hello(hello)
     return True
+
+
+def _parsed_hello(data: bytes) -> pb.Hello:
+    try:
+        return pb.Hello.FromString(data)
+    except DecodeError as error:
+        raise IdentityRefusedError("a peer introduced itself in bytes that are no Hello") from error
 
 
 async def end_call(call: AnyStream, reader: asyncio.Task[None]) -> None:

@@ -207,9 +207,13 @@ class MemoryHub:
         if receiver.accepts(hello) is not None:
             self.count(listener, speaker, lambda s: replace(s, refused=s.refused + 1))
             return False
+        answer = replace(receiver.hello(speaker), to_peer_uuid=hello.from_peer_uuid)
+        if sender.accepts(answer) is not None:
+            self.count(speaker, listener, lambda s: replace(s, refused=s.refused + 1))
+            return False
         self.introduce(speaker, hello, receiver)
         if self.network.connected(listener, speaker):
-            self.introduce(listener, receiver.hello(speaker), sender)
+            self.introduce(listener, answer, sender)
         return True
 
 
@@ -294,6 +298,6 @@ class MemoryTransport:
     def _no_answer(
         self, peer: NodeId, call: ForwardedCall
     ) -> UnavailableError | OutcomeUnknownError:
-        if call.command is None:
+        if call.is_read:
             return UnavailableError(f"{peer} did not answer")
         return OutcomeUnknownError(f"{peer} took the command and did not answer")

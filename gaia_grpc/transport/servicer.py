@@ -175,7 +175,7 @@ class RaftServicer(raft_pb2_grpc.RaftServiceServicer):
             return
         inbound, hello = await self._accept(first.hello, context)
         peer = hello.from_node
-        await context.send_initial_metadata(acceptance(inbound.hello(peer)))
+        await context.send_initial_metadata(acceptance(inbound, hello))
         answers: FrameQueue[AppendResponse] = FrameQueue(self._options.max_queue_frames, 0)
         self._append_answers[peer] = answers
         stream = _AppendSession(
@@ -199,7 +199,7 @@ class RaftServicer(raft_pb2_grpc.RaftServiceServicer):
         if not isinstance(first, pb.ForwardRequest):
             return
         inbound, hello = await self._accept(first.hello, context)
-        await context.send_initial_metadata(acceptance(inbound.hello(hello.from_node)))
+        await context.send_initial_metadata(acceptance(inbound, hello))
         session = ForwardSession(inbound, self._options)
         try:
             await self._run_stream(session.read(first, context), hello, context)

@@ -17,6 +17,7 @@ from gaia_grpc.transport.api import (
     IdentifyRequest,
     IdentifyResponse,
     Member,
+    MemberChange,
     ReadIndexGrant,
 )
 from gaia_grpc.transport.wire import checked, entries_from_proto, entries_to_proto
@@ -26,17 +27,36 @@ from gaia_grpc.transport.wire import checked, entries_from_proto, entries_to_pro
 
 def call_to_proto(call_id: int, call: ForwardedCall) -> pb.ForwardedCall:
     """See `call_from_proto`."""
-    if call.command is None:
-        return pb.ForwardedCall(
-            call_id=call_id, timeout_ms=call.timeout_ms, read_index=pb.ReadIndexCall()
+    message = pb.ForwardedCall(call_id=call_id, timeout_ms=call.timeout_ms)
+    if call.change is not None:
+        message.change_members.CopyFrom(
+            pb.ChangeMembersCall(
+                remove=call.change.remove,
+                node_id=call.change.node_id,
+                peer_uuid=call.change.peer_uuid,
+                peer_address=call.change.peer_address,
+            )
         )
-    return pb.ForwardedCall(call_id=call_id, timeout_ms=call.timeout_ms, command=call.command)
+    elif call.command is not None:
+        message.command = call.command
+    else:
+        message.read_index.SetInParent()
+    return message
 
 
 def call_from_proto(message: pb.ForwardedCall) -> ForwardedCall:
     """A call without a body raises: nobody could say what it asks."""
     body = message.WhichOneof("body")
     checked(body is not None, "a forwarded call without a body")
+    if body == "change_members":
+        change = message.change_members
+        return ForwardedCall(
+            None,
+            message.timeout_ms,
+            MemberChange(
+                change.remove, NodeId(change.node_id), change.peer_uuid, change.peer_address
+            ),
+        )
     return ForwardedCall(message.command if body == "command" else None, message.timeout_ms)
 
 

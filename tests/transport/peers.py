@@ -49,6 +49,7 @@ class Recorder:
     calls: list[ForwardedCall] = field(default_factory=list)
     cancelled_calls: int = 0
     on_call: Callable[[ForwardedCall], Awaitable[ForwardedOutcome]] | None = None
+    refused: list[str] = field(default_factory=list)
     hellos: list[Hello] = field(default_factory=list)
     feature_level: int = 2
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -66,6 +67,8 @@ class Recorder:
     def accepts(self, hello: Hello) -> str | None:
         if hello.cluster_id != self.cluster_id:
             return f"{hello.from_node} is of cluster {hello.cluster_id}"
+        if hello.from_peer_uuid in self.refused:
+            return f"{self.node_id} does not want {hello.from_peer_uuid}"
         if hello.from_node not in self.accepted:
             return f"{hello.from_node} is no member"
         if hello.from_peer_uuid != self.accepted[hello.from_node]:

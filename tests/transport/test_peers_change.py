@@ -7,10 +7,16 @@ import os
 
 import pytest
 
-from gaia_grpc.errors import UnavailableError
+from gaia_grpc.errors import OutcomeUnknownError, UnavailableError
 from gaia_grpc.raft.messages import AppendRequest, AppendResponse, Envelope, VoteRequest
 from gaia_grpc.raft.types import Index, NodeId, Term
-from gaia_grpc.transport.api import ForwardedCall, Hello, IdentifyRequest
+from gaia_grpc.transport.api import (
+    ForwardedCall,
+    ForwardedOutcome,
+    Hello,
+    IdentifyRequest,
+    MemberChange,
+)
 from tests.transport.peers import WAIT_S, Cluster, Peer
 
 A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
@@ -147,6 +153,36 @@ async def test_both_sides_learn_each_others_level_and_version(cluster: Cluster) 
     assert a.transport is not None
     await a.transport.forward(B, ForwardedCall(b"x", 1000), 5.0)
     assert a.recorder.hellos == [expected_at_a] * 2
+
+
+async def test_an_acceptor_whom_we_refuse_is_not_spoken_to(cluster: Cluster) -> None:
+    """b accepts a, but a has learned meanwhile that the name b belongs to another directory."""
+    a, b = await cluster(2)
+    a.recorder.refused.append("uuid-b")
+    a.append("b")
+    await a.recorder.until(lambda: a.recorder.broken == [B])
+    assert a.recorder.hellos == []
+    assert a.recorder.payloads(AppendResponse) == []
+    assert a.transport is not None
+    assert a.transport.stats()[B].refused == 1
+    with pytest.raises(UnavailableError, match="does not want"):
+        await a.transport.forward(B, ForwardedCall(b"x", 1000), 5.0)
+    assert b.recorder.calls == []
+
+
+async def test_an_unanswered_change_of_the_members_has_an_unknown_outcome(cluster: Cluster) -> None:
+    a, b = await cluster(2)
+
+    async def never(call: ForwardedCall) -> ForwardedOutcome:
+        await asyncio.Event().wait()
+        raise AssertionError(call)
+
+    b.recorder.on_call = never
+    change = MemberChange(False, C, "uuid-c", "c:1")
+    assert a.transport is not None
+    with pytest.raises(OutcomeUnknownError):
+        await a.transport.forward(B, ForwardedCall(None, 10_000, change), 0.2)
+    assert b.recorder.calls == [ForwardedCall(None, 10_000, change)]
 
 
 async def test_an_address_that_is_no_members_can_be_asked(cluster: Cluster) -> None:

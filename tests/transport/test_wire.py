@@ -33,6 +33,7 @@ from gaia_grpc.transport.api import (
     IdentifyRequest,
     IdentifyResponse,
     Member,
+    MemberChange,
     ReadIndexGrant,
 )
 
@@ -125,7 +126,14 @@ def test_timeout_now() -> None:
     assert wire.timeout_now_from_proto(message, A, B) == expected
 
 
-@given(numbers, st.builds(ForwardedCall, st.none() | st.binary(max_size=30), numbers))
+changes = st.builds(MemberChange, st.booleans(), node_ids, texts, texts)
+
+
+@given(
+    numbers,
+    st.builds(ForwardedCall, st.none() | st.binary(max_size=30), numbers)
+    | st.builds(ForwardedCall, st.none(), numbers, changes),
+)
 def test_forwarded_call(call_id: int, call: ForwardedCall) -> None:
     data = wire_calls.call_to_proto(call_id, call).SerializeToString()
     message = pb.ForwardedCall.FromString(data)

@@ -587,6 +587,7 @@ class ForwardedCall(_message.Message):
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
     READ_INDEX_FIELD_NUMBER: _builtins.int
+    CHANGE_MEMBERS_FIELD_NUMBER: _builtins.int
     call_id: _builtins.int
     """Number of the call, unique in the stream."""
     timeout_ms: _builtins.int
@@ -597,6 +598,10 @@ class ForwardedCall(_message.Message):
     def read_index(self) -> Global___ReadIndexCall:
         """Asks for an index from which a linearizable read may be served."""
 
+    @_builtins.property
+    def change_members(self) -> Global___ChangeMembersCall:
+        """Asks for a change of the members; answered once its configuration is committed."""
+
     def __init__(
         self,
         *,
@@ -604,12 +609,13 @@ class ForwardedCall(_message.Message):
         timeout_ms: _builtins.int = ...,
         command: _builtins.bytes = ...,
         read_index: Global___ReadIndexCall | None = ...,
+        change_members: Global___ChangeMembersCall | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "command", b"command", "read_index", b"read_index"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "change_members", b"change_members", "command", b"command", "read_index", b"read_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "call_id", b"call_id", "command", b"command", "read_index", b"read_index", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "call_id", b"call_id", "change_members", b"change_members", "command", b"command", "read_index", b"read_index", "timeout_ms", b"timeout_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["command", "read_index"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["command", "read_index", "change_members"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -631,6 +637,40 @@ class ReadIndexCall(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadIndexCall: _TypeAlias = ReadIndexCall  # noqa: Y015
+
+@_typing.final
+class ChangeMembersCall(_message.Message):
+    """ChangeMembersCall adds one member, first without a vote, or removes one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REMOVE_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    PEER_UUID_FIELD_NUMBER: _builtins.int
+    PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    remove: _builtins.bool
+    """Removes instead of adding; then only node_id is read."""
+    node_id: _builtins.str
+    """Name of the peer."""
+    peer_uuid: _builtins.str
+    """Identity of its data directory; empty where the leader shall ask the peer itself."""
+    peer_address: _builtins.str
+    """Address (host:port) of its peer port."""
+    def __init__(
+        self,
+        *,
+        remove: _builtins.bool = ...,
+        node_id: _builtins.str = ...,
+        peer_uuid: _builtins.str = ...,
+        peer_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "peer_address", b"peer_address", "peer_uuid", b"peer_uuid", "remove", b"remove"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeMembersCall: _TypeAlias = ChangeMembersCall  # noqa: Y015
 
 @_typing.final
 class ForwardResponse(_message.Message):
@@ -712,7 +752,7 @@ class AppliedCommand(_message.Message):
     index: _builtins.int
     """Index of the entry."""
     result: _builtins.bytes
-    """Serialized gaia.command.v1.CommandResult."""
+    """Serialized gaia.command.v1.CommandResult; after a change of the members a Configuration."""
     def __init__(
         self,
         *,
