@@ -42,6 +42,9 @@ class MemberStatus:
     reachable: bool
     match_index: int
     voter: bool
+    feature_level: int = 0
+    """What it announced; 0 where it was not heard since the start."""
+    software_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,12 @@ class NodeStatus:
     writable: bool
     """A write would be accepted now, as far as this peer knows (drives the health service)."""
     members: tuple[MemberStatus, ...]
+    first_log_index: int = 1
+    """The first entry that the log still holds."""
+    snapshot_index: int = 0
+    """What the newest snapshot stands for; 0 where there is none."""
+    feature_level: int = 1
+    """Of the cluster: kinds of commands above it are not proposed yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +139,24 @@ class SnapshotSummary:
     """Chain hash of the state after `index`."""
 
 
+class SnapshotStream(Protocol):
+    """The content of a snapshot file in chunks; the file stays readable until the end or `close`.
+
+    Raises `StorageDamagedError` where what was read does not fit `summary.sha256`.
+    """
+
+    @property
+    def summary(self) -> SnapshotSummary:
+        """What it is."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def close(self) -> None:
+        """Gives the file free; idempotent."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ConfigurationChange:
     """A change of the members that is committed."""
@@ -170,6 +197,6 @@ class ClusterControl(Protocol):
         """Makes the answering peer write a snapshot of what it has applied now."""
         ...
 
-    async def read_snapshot(self, chunk_size_bytes: int) -> AsyncIterator[bytes]:
-        """The content of the answering peer's newest snapshot file, whole and checked."""
+    async def read_snapshot(self, chunk_size_bytes: int) -> SnapshotStream:
+        """Opens the answering peer's newest snapshot; `NotFoundError` where it has none."""
         ...

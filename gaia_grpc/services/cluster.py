@@ -1,26 +1,19 @@
-"""ClusterService: what this peer knows of the cluster, the settings, and the leader's seat."""
+"""ClusterService: what this peer knows of the cluster, and the settings."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 
-from gaia.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from gaia.cluster.v1 import cluster_pb2
 from gaia.command.v1 import command_pb2, query_pb2
 
 from gaia_grpc import __version__
-from gaia_grpc.errors import (
-    FailedPreconditionError,
-    FieldViolation,
-    InvalidArgumentError,
-    NotFoundError,
-    NotLeaderError,
-    UnimplementedError,
-)
-from gaia_grpc.node.api import ClusterControl, NodeStatus
+from gaia_grpc.errors import FieldViolation, InvalidArgumentError
+from gaia_grpc.node.api import NodeStatus
 from gaia_grpc.raft.effects import RoleName
-from gaia_grpc.services.deadlines import Context, log_timeout_s
-from gaia_grpc.services.ingress import Ingress
+from gaia_grpc.services.cluster_control import ClusterControlCalls, member_message
+from gaia_grpc.services.deadlines import Context
 
 DEFAULT_INTERVAL_MS = 5_000
 DEFAULT_LOG_PAGE_SIZE = 1_000
@@ -30,16 +23,12 @@ _ROLES: Mapping[RoleName, cluster_pb2.PeerRole.ValueType] = {
     RoleName.PRE_CANDIDATE: cluster_pb2.PEER_ROLE_PRE_CANDIDATE,
     RoleName.CANDIDATE: cluster_pb2.PEER_ROLE_CANDIDATE,
     RoleName.LEADER: cluster_pb2.PEER_ROLE_LEADER,
+    RoleName.LEARNER: cluster_pb2.PEER_ROLE_LEARNER,
 }
 
 
-class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
+class ClusterService(ClusterControlCalls):
     """See `protos/gaia/cluster/v1/cluster.proto`."""
-
-    def __init__(self, ingress: Ingress, control: ClusterControl | None) -> None:
-        self._ingress = ingress
-        self._log = ingress.log
-        self._optional_control = control
 
     async def GetStatus(
         self, request: cluster_pb2.GetStatusRequest, context: Context
@@ -110,31 +99,6 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
             settings=outcome.result.settings, term=outcome.term, applied_index=outcome.index
         )
 
-    async def TransferLeadership(
-        self, request: cluster_pb2.TransferLeadershipRequest, context: Context
-    ) -> cluster_pb2.TransferLeadershipResponse:
-        """Makes another peer the leader; only the leader itself can do it."""
-        self._ingress.check(request)
-        status = self._log.status()
-        target = request.node_id or furthest_voter(status)
-        if target not in (member.node_id for member in status.members):
-            raise NotFoundError(f"no peer {target!r}", metadata={"node_id": target})
-        if status.leader_id != target:
-            if status.role is not RoleName.LEADER:
-                raise NotLeaderError(
-                    "only the leader hands leadership over", leader_id=status.leader_id
-                )
-            timeout_s = log_timeout_s(context, self._ingress.consensus)
-            status = await self._control.transfer_leadership(target, timeout_s=timeout_s)
-        return cluster_pb2.TransferLeadershipResponse(leader_id=status.leader_id, term=status.term)
-
-    @property
-    def _control(self) -> ClusterControl:
-        """The embedded log's own controls. `UnimplementedError` where another log is underneath."""
-        if self._optional_control is None:
-            raise UnimplementedError("the log underneath is operated with tools of its own")
-        return self._optional_control
-
 
 def _shown(status: NodeStatus) -> tuple[str, int, str, bool]:
     return (status.role, status.term, status.leader_id, status.writable)
@@ -152,18 +116,6 @@ def page_start(request: cluster_pb2.ListLogEntriesRequest) -> int:
     return int(request.page_token[:18])
 
 
-def furthest_voter(status: NodeStatus) -> str:
-    """The other voter whose log is furthest, as the leader knows it."""
-    others = [
-        (member.match_index, member.reachable, member.node_id)
-        for member in status.members
-        if member.voter and member.node_id != status.node_id
-    ]
-    if not others:
-        raise FailedPreconditionError("there is no other peer that could lead")
-    return max(others)[2]
-
-
 def status_message(status: NodeStatus) -> cluster_pb2.GetStatusResponse:
     """The status as clients see it."""
     return cluster_pb2.GetStatusResponse(
@@ -174,18 +126,7 @@ def status_message(status: NodeStatus) -> cluster_pb2.GetStatusResponse:
         commit_index=status.commit_index,
         applied_index=status.applied_index,
         state_hash=status.state_hash,
-        peers=[
-            cluster_pb2.PeerStatus(
-                node_id=member.node_id,
-                peer_uuid=member.peer_uuid,
-                peer_address=member.peer_address,
-                client_address=member.client_address,
-                reachable=member.reachable,
-                match_index=member.match_index,
-                voter=member.voter,
-            )
-            for member in status.members
-        ],
+        peers=map(member_message, status.members),
         cluster_id=status.cluster_id,
         peer_uuid=status.peer_uuid,
         hash_index=status.hash_index,
@@ -194,4 +135,7 @@ def status_message(status: NodeStatus) -> cluster_pb2.GetStatusResponse:
         software_version=__version__,
         leader_address=status.leader_address,
         writable=status.writable,
+        first_log_index=status.first_log_index,
+        snapshot_index=status.snapshot_index,
+        feature_level=status.feature_level,
     )

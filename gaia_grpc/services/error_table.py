@@ -45,6 +45,7 @@ ERROR_TABLE: Mapping[type[GaiaError], ErrorRow] = {
     errors.NotFoundError: ErrorRow(grpc.StatusCode.NOT_FOUND),
     errors.AlreadyExistsError: ErrorRow(grpc.StatusCode.ALREADY_EXISTS),
     errors.StaleClaimError: ErrorRow(grpc.StatusCode.FAILED_PRECONDITION),
+    errors.ConfigurationRefusedError: ErrorRow(grpc.StatusCode.FAILED_PRECONDITION),
     errors.FailedPreconditionError: ErrorRow(grpc.StatusCode.FAILED_PRECONDITION),
     errors.IdentityRefusedError: ErrorRow(grpc.StatusCode.FAILED_PRECONDITION),
     errors.OutOfRangeError: ErrorRow(grpc.StatusCode.OUT_OF_RANGE),

@@ -24,6 +24,7 @@ from gaia_grpc.services.validation import (
     each,
     enum,
     fraction,
+    host_and_port,
     optional_id,
     required_id,
     size,
@@ -248,4 +249,12 @@ def _cluster_rules() -> Mapping[type[Message], Rules]:
             "request_id": optional_id,
         },
         cluster_pb2.TransferLeadershipRequest: {"node_id": optional_id},
+        cluster_pb2.AddPeerRequest: {
+            "node_id": required_id,
+            "peer_uuid": optional_id,
+            "peer_address": host_and_port,
+        },
+        cluster_pb2.RemovePeerRequest: {"node_id": required_id},
+        cluster_pb2.TakeSnapshotRequest: {},
+        cluster_pb2.DownloadSnapshotRequest: {},
     }

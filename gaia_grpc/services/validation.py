@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from gaia_grpc.errors import FieldViolation, InvalidArgumentError
+from gaia_grpc.config import split_address
+from gaia_grpc.errors import ConfigError, FieldViolation, InvalidArgumentError
 
 Rule: TypeAlias = Callable[[Any], str]
 """Says what is wrong with a value, in words that follow the field's name; empty: nothing."""
@@ -43,6 +44,17 @@ def required_id(value: str) -> str:
 def optional_id(value: str) -> str:
     """An id, or nothing."""
     return "" if not value or _ID.fullmatch(value) is not None else ID_RULE
+
+
+def host_and_port(value: str) -> str:
+    """An address of the form host:port that must be there."""
+    if not value:
+        return "is required"
+    try:
+        split_address(value)
+    except ConfigError:
+        return "must be HOST:PORT"
+    return ""
 
 
 def text(most: int, *, least: int = 0, lines: bool = False) -> Rule:

@@ -11,7 +11,7 @@ from gaia.cluster.v1 import cluster_pb2
 from gaia_grpc import __version__
 from gaia_grpc.errors import UnavailableError
 from gaia_grpc.raft.effects import RoleName
-from tests.support.served_peer import TIMEOUT_S, ServedPeer, failure_of, serve_peer
+from tests.support.served_peer import TIMEOUT_S, ServedPeer, failure_of
 
 
 async def get_status(peer: ServedPeer, at_index: int = 0) -> cluster_pb2.GetStatusResponse:
@@ -120,42 +120,3 @@ async def test_an_unknown_setting_is_refused(peer: ServedPeer) -> None:
     failure = await failure_of(peer.cluster.UpdateSettings(request, timeout=TIMEOUT_S))
     assert failure.code is grpc.StatusCode.INVALID_ARGUMENT
     assert failure.violations
-
-
-@pytest.mark.parametrize(("asked", "chosen"), [("n2", "n2"), ("", "n3")])
-async def test_leadership_is_handed_over(peer: ServedPeer, asked: str, chosen: str) -> None:
-    request = cluster_pb2.TransferLeadershipRequest(node_id=asked)
-    response = await peer.cluster.TransferLeadership(request, timeout=TIMEOUT_S)
-    assert (response.leader_id, response.term) == (chosen, 4)
-    assert peer.control.transferred_to == chosen
-
-
-async def test_the_leader_keeps_its_seat_when_it_is_asked_for(peer: ServedPeer) -> None:
-    request = cluster_pb2.TransferLeadershipRequest(node_id="n1")
-    response = await peer.cluster.TransferLeadership(request, timeout=TIMEOUT_S)
-    assert (response.leader_id, peer.control.transferred_to) == ("n1", "")
-
-
-async def test_only_the_leader_hands_over_to_a_known_peer(peer: ServedPeer) -> None:
-    unknown = cluster_pb2.TransferLeadershipRequest(node_id="n9")
-    failure = await failure_of(peer.cluster.TransferLeadership(unknown, timeout=TIMEOUT_S))
-    assert failure.code is grpc.StatusCode.NOT_FOUND
-    peer.node.set_status(role=RoleName.FOLLOWER, leader="n2")
-    request = cluster_pb2.TransferLeadershipRequest(node_id="n3")
-    failure = await failure_of(peer.cluster.TransferLeadership(request, timeout=TIMEOUT_S))
-    assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "NOT_LEADER")
-    assert failure.metadata["leader_id"] == "n2"
-
-
-async def test_a_handover_that_fails_says_so(peer: ServedPeer) -> None:
-    peer.control.error = UnavailableError("the transfer was given up")
-    request = cluster_pb2.TransferLeadershipRequest(node_id="n2")
-    failure = await failure_of(peer.cluster.TransferLeadership(request, timeout=TIMEOUT_S))
-    assert failure.code is grpc.StatusCode.UNAVAILABLE
-
-
-async def test_a_log_with_tools_of_its_own_says_so() -> None:
-    async with serve_peer(controlled=False) as peer:
-        request = cluster_pb2.TransferLeadershipRequest(node_id="n2")
-        failure = await failure_of(peer.cluster.TransferLeadership(request, timeout=TIMEOUT_S))
-    assert (failure.code, failure.reason) == (grpc.StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED")

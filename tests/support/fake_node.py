@@ -16,6 +16,7 @@ from gaia.command.v1 import command_pb2
 
 from gaia_grpc.errors import (
     GaiaError,
+    NotFoundError,
     OutcomeUnknownError,
     OutOfRangeError,
     UnavailableError,
@@ -217,6 +218,23 @@ class FakeNode:
         return Applied(self.term, index, result)
 
 
+class FakeSnapshotStream:
+    """Implements `SnapshotStream`."""
+
+    def __init__(self, summary: SnapshotSummary, content: bytes, size_bytes: int) -> None:
+        self.summary = summary
+        self.closed = False
+        self._content = content
+        self._size_bytes = size_bytes
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for offset in range(0, len(self._content), self._size_bytes):
+            yield self._content[offset : offset + self._size_bytes]
+
+    async def close(self) -> None:
+        self.closed = True
+
+
 class FakeControl:
     """Implements `ClusterControl` beside a `FakeNode`: what is asked for happens at once."""
 
@@ -226,6 +244,7 @@ class FakeControl:
         """Raised by every call."""
         self.snapshot = b""
         """The content of the newest snapshot file."""
+        self.taken: SnapshotSummary | None = None
         self._node = node
 
     async def transfer_leadership(self, to_node_id: str, *, timeout_s: float) -> NodeStatus:
@@ -258,23 +277,22 @@ class FakeControl:
         self._raise()
         status = self._node.status()
         self.snapshot = f"state at {status.applied_index}".encode()
-        return SnapshotSummary(
+        self.taken = SnapshotSummary(
             index=status.applied_index,
             term=status.term,
             size_bytes=len(self.snapshot),
             sha256=hashlib.sha256(self.snapshot).digest(),
             state_hash=status.state_hash,
         )
+        return self.taken
 
-    async def read_snapshot(self, chunk_size_bytes: int) -> AsyncIterator[bytes]:
+    async def read_snapshot(self, chunk_size_bytes: int) -> FakeSnapshotStream:
         self._raise()
-        return self._chunks(chunk_size_bytes)
+        if self.taken is None:
+            raise NotFoundError("no snapshot yet")
+        return FakeSnapshotStream(self.taken, self.snapshot, chunk_size_bytes)
 
     # --- inside --------------------------------------------------------------------------------
-
-    async def _chunks(self, size_bytes: int) -> AsyncIterator[bytes]:
-        for offset in range(0, len(self.snapshot), size_bytes):
-            yield self.snapshot[offset : offset + size_bytes]
 
     def _raise(self) -> None:
         if self.error is not None:
