@@ -128,8 +128,8 @@ class Cluster:
 
     def _spawn(self, node_id: str, arguments: Iterable[str] = ()) -> None:
         founding = ["--bootstrap"]
-        for peer in self._peers.values():
-            founding += ["--peer", f"{peer.node_id}={peer.peer_address}"]
+        for name, address in self.peer_addresses(node_id).items():
+            founding += ["--peer", f"{name}={address}"]
         for name, value in self._settings.items():
             founding += ["--set", f"{name}={value}"]
         self._peers[node_id].spawn(
@@ -137,6 +137,11 @@ class Cluster:
             {**self._environment, **self._environment_of.get(node_id, {})},
             self._program,
         )
+
+    def peer_addresses(self, node_id: str) -> dict[str, str]:
+        """Node id to peer address, as `node_id` is told; peers may be told different ones once
+        the cluster is founded."""
+        return {peer.node_id: peer.peer_address for peer in self._peers.values()}
 
     def stop(self) -> None:
         """SIGTERM to all, SIGKILL to who stays, and removes every file; idempotent."""

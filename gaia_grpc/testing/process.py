@@ -64,6 +64,8 @@ class PeerProcess:
         self.data_dir = root / node_id
         self.log_path = root / f"{node_id}.log"
         self.paused = False
+        self.prefix: tuple[str, ...] = ()
+        """What the command line begins with, as where the peer runs in a namespace."""
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -97,7 +99,7 @@ class PeerProcess:
         """Starts the process; its output is appended to the log file."""
         if self.running:
             raise ConfigError(f"{self.node_id} runs already")
-        command = [sys.executable, *program, "serve", "--node-id", self.node_id]
+        command = [*self.prefix, sys.executable, *program, "serve", "--node-id", self.node_id]
         command += ["--listen", self.address, "--peer-listen", self.peer_address]
         command += ["--data-dir", str(self.data_dir), *arguments]
         with self.log_path.open("ab") as log:
