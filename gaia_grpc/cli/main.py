@@ -17,6 +17,7 @@ from gaia_grpc.cli import (
     demo,
     later,
     metrics,
+    peers,
     replay,
     serve,
     sessions,
@@ -69,6 +70,7 @@ app.add_typer(tasks.app, name="tasks")
 app.add_typer(metrics.app, name="metrics")
 app.add_typer(alerts.app, name="alerts")
 app.add_typer(settings.app, name="settings")
+app.add_typer(peers.app, name="peers")
 app.command("locks")(later.locks)
 app.command("classrooms")(later.classrooms)
 app.command("web")(later.web)

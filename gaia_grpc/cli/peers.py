@@ -1,0 +1,128 @@
+"""`gaia peers`: the members of the cluster, and changes of them while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gaia_grpc.cli.options import DEFAULT_CLUSTER, ClusterOption, JsonOption, parse_pairs
+from gaia_grpc.cli.output import ListByDefault, print_json, print_table
+from gaia_grpc.errors import ConfigError, NotFoundError
+
+if TYPE_CHECKING:
+    from gaia.cluster.v1 import cluster_pb2 as cluster_messages
+
+CHANGE_TIMEOUT_S = 60.0
+
+app = typer.Typer(help="The members.", cls=ListByDefault, rich_markup_mode=None)
+
+
+@app.command("list")
+def list_peers(cluster: ClusterOption = DEFAULT_CLUSTER, json_output: JsonOption = False) -> None:
+    """Show the members as the leader knows them."""
+    status = _leader_status(cluster)
+    if json_output:
+        print_json(status)
+        return
+    _print_members(status.peers, status.leader_id)
+
+
+@app.command("add")
+def add_peer(
+    peer: Annotated[str, typer.Argument(metavar="ID=HOST:PORT", help="Its peer address.")],
+    cluster: ClusterOption = DEFAULT_CLUSTER,
+    json_output: JsonOption = False,
+) -> None:
+    """Add a peer that waits with `gaia serve --join`: first as a learner, with a vote once it has
+    caught up."""
+    from gaia.cluster.v1 import cluster_pb2
+
+    from gaia_grpc.cli.ask import ask
+
+    [(node_id, address)] = parse_pairs("add", [peer])
+    request = cluster_pb2.AddPeerRequest(node_id=node_id, peer_address=address)
+    answer = ask(cluster, lambda each: each.cluster.AddPeer, request, CHANGE_TIMEOUT_S)
+    if json_output:
+        print_json(answer)
+        return
+    print(f"{node_id} is a member with a vote")
+    _print_members(answer.peers, "")
+
+
+@app.command("remove")
+def remove_peer(
+    node_id: Annotated[str, typer.Argument(metavar="ID")],
+    cluster: ClusterOption = DEFAULT_CLUSTER,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Also where it leaves fewer than three peers.")
+    ] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Remove a peer; a leader that is removed hands over. Its data stays where it is."""
+    from gaia.cluster.v1 import cluster_pb2
+
+    from gaia_grpc.cli.ask import ask
+
+    status = _leader_status(cluster)
+    members = {member.node_id: member for member in status.peers}
+    if node_id not in members:
+        raise NotFoundError(f"no peer {node_id}; the members are {', '.join(members)}")
+    voters = sum(member.voter for member in members.values())
+    left = voters - members[node_id].voter
+    if left < 3 and not yes:
+        raise ConfigError(
+            f"{left} peers with a vote would be left, which survive no failure; add the new peer "
+            "first, or say --yes"
+        )
+    request = cluster_pb2.RemovePeerRequest(node_id=node_id)
+    answer = ask(cluster, lambda each: each.cluster.RemovePeer, request, CHANGE_TIMEOUT_S)
+    if json_output:
+        print_json(answer)
+        return
+    print(f"{node_id} is no member any more")
+    _print_members(answer.peers, "")
+
+
+def _leader_status(cluster: str) -> cluster_messages.GetStatusResponse:
+    """What the leader says; of a cluster without one, what the first peer says that answers."""
+    from gaia_grpc.cli.options import parse_cluster
+    from gaia_grpc.cli.rpc import peer_statuses, require_peer
+
+    addresses = parse_cluster(cluster)
+    answers = peer_statuses(addresses, 2.0)
+    found = [answer for answer in answers.values() if answer is not None]
+    if not found:
+        require_peer(addresses)
+    leaders = {answer.leader_address for answer in found if answer.leader_address}
+    known = {answer.node_id for answer in found}
+    if any(answer.leader_id and answer.leader_id not in known for answer in found):
+        # The cluster has grown since somebody wrote the list of its addresses.
+        more = peer_statuses(sorted(leaders), 2.0)
+        found += [answer for answer in more.values() if answer is not None]
+    return next(
+        (answer for answer in found if answer.leader_id == answer.node_id and answer.writable),
+        found[0],
+    )
+
+
+def _print_members(members: Iterable[cluster_messages.PeerStatus], leader_id: str) -> None:
+    print_table(
+        ("PEER", "VOTE", "PEERS", "CLIENTS", "REACHABLE", "MATCH", "LEVEL", "VERSION", "DATA"),
+        (
+            (
+                member.node_id + (" (leader)" if member.node_id == leader_id else ""),
+                "yes" if member.voter else "learner",
+                member.peer_address,
+                member.client_address or "-",
+                "yes" if member.reachable else "no",
+                member.match_index or "-",
+                member.feature_level or "-",
+                member.software_version or "-",
+                member.peer_uuid,
+            )
+            for member in members
+        ),
+        "no members",
+    )
