@@ -33,7 +33,12 @@ from gaia_grpc.node.clock import Clock, SystemClock
 from gaia_grpc.node.engine import Engine
 from gaia_grpc.node.founding import Founder
 from gaia_grpc.node.handover import furthest_reachable, transfer
-from gaia_grpc.node.members import Membership, decode_configuration, latest_configuration
+from gaia_grpc.node.members import (
+    Membership,
+    decode_configuration,
+    decode_members,
+    latest_configuration,
+)
 from gaia_grpc.node.pending import max_command_size_bytes
 from gaia_grpc.node.routing import Router
 from gaia_grpc.node.status import status_before_start, status_of, summaries
@@ -181,7 +186,6 @@ class NodeDriver:
         return RaftNode(
             RaftConfig(
                 node_id=self._identity.node_id,
-                voters=membership.voters,
                 election_ticks_min=-(-consensus.election_timeout_min_ms // tick_ms),
                 election_ticks_max=-(-consensus.election_timeout_max_ms // tick_ms),
                 heartbeat_ticks=-(-consensus.heartbeat_interval_ms // tick_ms),
@@ -192,6 +196,7 @@ class NodeDriver:
             ),
             restored,
             self._draw_timeout,
+            decode_members,
         )
 
     async def stop(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from gaia.raft.v1 import raft_pb2
 
 from gaia_grpc.errors import IdentityRefusedError, StartupError
-from gaia_grpc.raft.types import Entry, EntryKind, NodeId
+from gaia_grpc.raft.types import Entry, EntryKind, Members, NodeId
 from gaia_grpc.transport.api import Hello, Member
 
 
@@ -26,6 +26,15 @@ def decode_configuration(data: bytes) -> tuple[str, tuple[Member, ...]]:
         for member in sorted(message.members, key=lambda member: member.node_id)
     )
     return message.cluster_id, members
+
+
+def decode_members(data: bytes) -> Members:
+    """Who takes part, and who of them votes, by the content of a CONFIGURATION entry."""
+    _, members = decode_configuration(data)
+    return Members(
+        tuple(member.node_id for member in members if not member.learner),
+        tuple(member.node_id for member in members if member.learner),
+    )
 
 
 def encode_configuration(cluster_id: str, members: Iterable[Member]) -> bytes:

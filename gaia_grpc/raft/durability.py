@@ -21,7 +21,15 @@ from dataclasses import dataclass
 from gaia_grpc.errors import invariant
 from gaia_grpc.raft.log import RaftLog
 from gaia_grpc.raft.messages import Envelope
-from gaia_grpc.raft.types import HardState, Index, NodeId, Restored, Term, WriteBatch
+from gaia_grpc.raft.types import (
+    HardState,
+    Index,
+    NodeId,
+    Restored,
+    SnapshotMeta,
+    Term,
+    WriteBatch,
+)
 
 
 @dataclass(slots=True)
@@ -43,6 +51,7 @@ class Durability:
         "_hard_state_changed",
         "_last_number",
         "_next_index",
+        "_snapshot",
         "_under_way",
         "_written_commit",
         "durable_index",
@@ -56,6 +65,7 @@ class Durability:
         self.durable_vote = restored.hard_state.voted_for
         self._written_commit = restored.hard_state.commit_index
         self._hard_state_changed = False
+        self._snapshot: SnapshotMeta | None = None
         self._next_index = Index(last_index + 1)
         self._last_number = 0
         self._under_way: deque[_Write] = deque()
@@ -73,9 +83,21 @@ class Durability:
         for write in self._under_way:
             write.last_index = min(write.last_index, last_kept)
 
+    def installed(self, meta: SnapshotMeta, last_kept: Index) -> None:
+        """A snapshot replaces the whole log, of which it has only the part to `last_kept` in it.
+
+        Until its write is done nothing beyond that part is durable: a crash may still bring the old
+        log back.
+        """
+        self.truncated(Index(last_kept + 1))
+        self._next_index = Index(meta.index + 1)
+        self._snapshot = meta
+
     def owes_write(self, last_index: Index) -> bool:
         """Whether memory holds something that was not handed out yet."""
-        return self._hard_state_changed or self._next_index <= last_index
+        return (
+            self._hard_state_changed or self._next_index <= last_index or self._snapshot is not None
+        )
 
     def defer(self, envelope: Envelope, last_index: Index) -> bool:
         """Keeps a message until all that is in memory now is on disk; False if it already is."""
@@ -115,8 +137,10 @@ class Durability:
         self._written_commit = hard_state.commit_index
         self._hard_state_changed = False
         self._next_index = Index(log.last_index + 1)
+        snapshot, self._snapshot = self._snapshot, None
         messages, self._after_write = tuple(self._after_write), []
-        return WriteBatch(self._last_number, hard_state if moved else None, entries), messages
+        hard_state_moved = hard_state if moved else None
+        return WriteBatch(self._last_number, hard_state_moved, entries, snapshot), messages
 
     def complete(self, write_number: int) -> list[Envelope]:
         """All writes up to `write_number` are on disk; returns what waited for them."""

@@ -8,7 +8,6 @@ cluster with one broken link keeps its leader (faults B14).
 
 from __future__ import annotations
 
-from gaia_grpc.errors import InvalidArgumentError
 from gaia_grpc.raft import leading
 from gaia_grpc.raft.core import Core
 from gaia_grpc.raft.messages import (
@@ -27,7 +26,7 @@ def tick(core: Core) -> None:
     """One tick of a peer that does not lead."""
     core.election_elapsed_ticks += 1
     if core.election_elapsed_ticks >= core.election_timeout_ticks:
-        if core.node_id in core.config.voters:
+        if core.may_campaign:
             start_pre_vote(core)
         else:
             core.become_follower(core.term, NO_NODE)
@@ -47,7 +46,7 @@ def start_pre_vote(core: Core) -> None:
     """Asks whether an election in the next term could be won. Term and vote stay as they are."""
     role = core.become_pre_candidate()
     request = PreVoteRequest(core.log.last_index, core.log.last_term)
-    for voter in core.config.voters:
+    for voter in core.members.voters:
         if voter != core.node_id:
             core.send(voter, request, Term(core.term + 1))
     _count_pre_votes(core, role)
@@ -57,7 +56,7 @@ def start_election(core: Core, *, leadership_transfer: bool) -> None:
     """Raises the term and asks for votes once the own vote is on disk (section 5.2)."""
     core.become_candidate()
     request = VoteRequest(core.log.last_index, core.log.last_term, leadership_transfer)
-    for voter in core.config.voters:
+    for voter in core.members.voters:
         if voter != core.node_id:
             core.send_when_durable(voter, request)
 
@@ -90,7 +89,7 @@ def on_pre_vote_response(
 
 
 def _count_pre_votes(core: Core, role: PreCandidate) -> None:
-    result = tally(core.config.voters, role.votes)
+    result = tally(core.members.voters, role.votes)
     if result is VoteResult.WON:
         start_election(core, leadership_transfer=False)
     elif result is VoteResult.LOST:
@@ -120,7 +119,7 @@ def on_vote_response(core: Core, from_node: NodeId, response: VoteResponse) -> N
 
 
 def _count_votes(core: Core, role: Candidate) -> None:
-    result = tally(core.config.voters, role.votes)
+    result = tally(core.members.voters, role.votes)
     if result is VoteResult.WON:
         leading.take_office(core)
     elif result is VoteResult.LOST:
@@ -136,7 +135,7 @@ def on_durable(core: Core) -> None:
 
 def on_timeout_now(core: Core, from_node: NodeId, message: TimeoutNow) -> None:
     """The leader hands over (thesis 3.10): no pre-vote, and the lease does not count."""
-    if isinstance(core.role, Follower) and core.node_id in core.config.voters:
+    if isinstance(core.role, Follower) and core.may_campaign:
         start_election(core, leadership_transfer=True)
 
 
@@ -146,7 +145,7 @@ def on_peer_lost(core: Core, peer: NodeId, term: Term) -> None:
     May be called again for the same leader, to repeat a pre-vote that was refused because the
     others had not noticed yet. A leader that was heard since makes the call void.
     """
-    if term != core.term or core.node_id not in core.config.voters:
+    if term != core.term or not core.may_campaign:
         return
     if isinstance(core.role, Follower) and core.role.leader_id == peer:
         core.become_follower(core.term, NO_NODE, lost_leader_id=peer)
@@ -158,17 +157,5 @@ def on_peer_lost(core: Core, peer: NodeId, term: Term) -> None:
 def on_campaign(core: Core) -> None:
     """As if the election timeout had run out, where nobody leads and no election is under way."""
     is_idle = isinstance(core.role, Follower | PreCandidate) and core.leader_id == NO_NODE
-    if is_idle and core.node_id in core.config.voters:
+    if is_idle and core.may_campaign:
         start_pre_vote(core)
-
-
-def start_transfer(core: Core, leader: Leader, to_node: NodeId) -> None:
-    """Takes no more proposals, catches `to_node` up and tells it to run (thesis 3.10)."""
-    if to_node not in core.config.voters:
-        raise InvalidArgumentError(f"{to_node} is no voter of this cluster")
-    if to_node == core.node_id or leader.transfer_to == to_node:
-        return
-    leader.transfer_to = to_node
-    leader.transfer_elapsed_ticks = 0
-    leader.timeout_now_sent = False
-    leader.must_send = True

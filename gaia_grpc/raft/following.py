@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from gaia_grpc.errors import invariant
 from gaia_grpc.raft.core import Core
-from gaia_grpc.raft.messages import AppendRequest, AppendResponse
+from gaia_grpc.raft.messages import AppendRequest, AppendResponse, SnapshotRequest
 from gaia_grpc.raft.roles import Follower, Leader
 from gaia_grpc.raft.types import NO_NODE, Entry, Index, NodeId, Term
 
 
-def on_append_request(core: Core, from_node: NodeId, request: AppendRequest) -> None:
-    """An append or heartbeat of this term: whoever sent it won the election of this term."""
+def _hear_leader(core: Core, from_node: NodeId) -> Follower:
+    """Whoever sends appends or a snapshot in this term won its election."""
     invariant(not isinstance(core.role, Leader), f"two leaders in term {core.term}")
     role = core.role
     if not isinstance(role, Follower) or role.leader_id == NO_NODE:
@@ -18,7 +18,12 @@ def on_append_request(core: Core, from_node: NodeId, request: AppendRequest) -> 
     else:
         core.election_elapsed_ticks = 0
     invariant(role.leader_id == from_node, f"two leaders in term {core.term}")
+    return role
 
+
+def on_append_request(core: Core, from_node: NodeId, request: AppendRequest) -> None:
+    """An append or heartbeat of this term."""
+    role = _hear_leader(core, from_node)
     is_new_round = request.round > role.round_seen
     if is_new_round:
         role.round_seen = request.round
@@ -36,6 +41,27 @@ def on_append_request(core: Core, from_node: NodeId, request: AppendRequest) -> 
         _acknowledge(core, from_node, match_index, role.round_seen)
 
 
+def on_snapshot_request(core: Core, from_node: NodeId, request: SnapshotRequest) -> None:
+    """A snapshot of the leader has arrived (section 7); the answer is that of an append.
+
+    It is of no use where all that it stands for is committed here (an older one that comes late,
+    faults B20), and nothing is removed where the log already holds its last entry: "if instead the
+    follower receives a snapshot that describes a prefix of its log, ... entries following the
+    snapshot are still valid and must be retained".
+    """
+    role = _hear_leader(core, from_node)
+    meta = request.meta
+    if meta.index <= core.commit_index:
+        match_index = core.commit_index
+    else:
+        match_index = meta.index
+        if core.log.matches(meta.index, meta.term):
+            core.commit_to(meta.index)
+        else:
+            core.install(meta)
+    _acknowledge(core, from_node, match_index, role.round_seen)
+
+
 def _append(core: Core, request: AppendRequest) -> None:
     """Steps 3 and 4 of AppendEntries in Figure 2."""
     entries: tuple[Entry, ...] = request.entries
@@ -51,9 +77,8 @@ def _append(core: Core, request: AppendRequest) -> None:
             return
         entries = entries[position:]
         if entries[0].index <= core.log.last_index:
-            core.log.truncate(entries[0].index, core.commit_index)
-            core.durability.truncated(entries[0].index)
-    core.log.append(entries)
+            core.truncate(entries[0].index)
+    core.append(entries)
 
 
 def _acknowledge(core: Core, to_node: NodeId, match_index: Index, round_seen: int) -> None:
@@ -74,7 +99,7 @@ def _refuse(core: Core, to_node: NodeId, request: AppendRequest, round_seen: int
     )
 
 
-def refuse_stale_leader(core: Core, to_node: NodeId, request: AppendRequest) -> None:
+def refuse_stale_leader(core: Core, to_node: NodeId, rejected_index: Index) -> None:
     """Tells a leader of an older term about ours (section 5.1).
 
     Without the answer a peer whose term is ahead would be stuck: the others' lease makes them
@@ -82,5 +107,5 @@ def refuse_stale_leader(core: Core, to_node: NodeId, request: AppendRequest) -> 
     """
     core.send_when_durable(
         to_node,
-        AppendResponse(False, Index(0), request.previous_index, Index(0), Term(0), 0),
+        AppendResponse(False, Index(0), rejected_index, Index(0), Term(0), 0),
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from gaia_grpc.errors import invariant
-from gaia_grpc.raft.types import Entry, Index, Restored, Term
+from gaia_grpc.raft.types import Entry, EntryId, Index, Restored, Term
 
 
 class RaftLog:
@@ -22,9 +22,8 @@ class RaftLog:
     __slots__ = ("_base_index", "_base_term", "_entries", "last_index", "last_term")
 
     def __init__(self, restored: Restored) -> None:
-        snapshot = restored.snapshot
-        self._base_index = 0 if snapshot is None else int(snapshot.index)
-        self._base_term = Term(0) if snapshot is None else snapshot.term
+        self._base_index = int(restored.base.index)
+        self._base_term = restored.base.term
         self._entries: list[Entry] = []
         self.last_index = Index(self._base_index)
         self.last_term = self._base_term
@@ -35,6 +34,11 @@ class RaftLog:
     def first_index(self) -> Index:
         """The first entry that is still here, or would be."""
         return Index(self._base_index + 1)
+
+    @property
+    def base(self) -> EntryId:
+        """The last entry of the compacted prefix; (0, 0) where there is none."""
+        return EntryId(self._base_term, Index(self._base_index))
 
     def term_at(self, index: int) -> Term:
         """The term of the entry at `index`; 0 outside the log and in its compacted part."""
@@ -86,6 +90,22 @@ class RaftLog:
         del self._entries[first_removed - self._base_index - 1 :]
         self.last_index = Index(first_removed - 1)
         self.last_term = self.term_at(self.last_index)
+
+    def compact(self, index: Index) -> None:
+        """Forgets the entries up to `index`, but for the term of the last one."""
+        invariant(
+            self._base_index <= index <= self.last_index,
+            f"compacting {self._base_index}..{self.last_index} up to {index}",
+        )
+        term = self.term_at(index)
+        del self._entries[: index - self._base_index]
+        self._base_index, self._base_term = int(index), term
+
+    def replace(self, base: EntryId) -> None:
+        """Begins anew behind a snapshot that ends in `base` (section 7)."""
+        self._entries = []
+        self._base_index, self._base_term = int(base.index), base.term
+        self.last_index, self.last_term = base.index, base.term
 
     def slice(self, first: int, last: int) -> tuple[Entry, ...]:
         """The entries `first .. last` as far as they are here; costs only their number."""

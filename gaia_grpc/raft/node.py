@@ -8,23 +8,14 @@ no random number of its own and calls nobody back. Not safe for use from two thr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import assert_never
 
 from gaia_grpc.errors import NotLeaderError
-from gaia_grpc.raft import election, following, leading
+from gaia_grpc.raft import election, handover, inbox, leading, sending
 from gaia_grpc.raft.config import RaftConfig
 from gaia_grpc.raft.core import Core
 from gaia_grpc.raft.effects import Effects, ReadId, RoleChange, RoleName
-from gaia_grpc.raft.messages import (
-    AppendRequest,
-    AppendResponse,
-    Envelope,
-    PreVoteRequest,
-    PreVoteResponse,
-    TimeoutNow,
-    VoteRequest,
-    VoteResponse,
-)
+from gaia_grpc.raft.messages import Envelope
+from gaia_grpc.raft.progress import PeerProgress
 from gaia_grpc.raft.roles import Leader
 from gaia_grpc.raft.types import (
     NO_NODE,
@@ -32,28 +23,31 @@ from gaia_grpc.raft.types import (
     EntryId,
     EntryKind,
     Index,
+    Members,
     NodeId,
     Restored,
+    SnapshotMeta,
     Term,
 )
 
 _NOTHING = Effects()
-MAX_TERM_LEAD = 1 << 32
-"""No honest peer is so many elections ahead. Followed once, a forged or damaged term of 2^63 - 1
-would be the last that fits the wire and the disk: nobody could ever be elected again."""
 
 
 class RaftNode:
     """The seam to everything above; see the module docstring."""
 
-    __slots__ = ("_announced", "_announced_role", "_core", "_peers")
+    __slots__ = ("_announced", "_announced_role", "_core")
 
     def __init__(
-        self, config: RaftConfig, restored: Restored, draw_timeout: Callable[[int, int], int]
+        self,
+        config: RaftConfig,
+        restored: Restored,
+        draw_timeout: Callable[[int, int], int],
+        decode_members: Callable[[bytes], Members],
     ) -> None:
-        """`draw_timeout(low, high)` returns ticks, both ends included."""
-        self._core = Core(config, restored, draw_timeout)
-        self._peers = frozenset(config.peers)  # for membership tests only, never looped over
+        """`draw_timeout(low, high)` returns ticks, both ends included; `decode_members` says who
+        takes part by the content of a CONFIGURATION entry."""
+        self._core = Core(config, restored, draw_timeout, decode_members)
         self._announced = self._role_now()
         self._announced_role = self._core.role
 
@@ -68,24 +62,23 @@ class RaftNode:
             election.tick(core)
 
     def step(self, envelope: Envelope) -> None:
-        """Takes in one message; what is not for us or not from a member is ignored."""
+        """Takes in one message; what is not for us is ignored.
+
+        Whom the transport lets through is heard, member or not: a peer that lags behind, or that
+        joins, does not know every leader and candidate (thesis 4.1). Only members are counted.
+        """
         core = self._core
-        if envelope.to_node != core.node_id or envelope.from_node not in self._peers:
+        if envelope.to_node != core.node_id or envelope.from_node in (NO_NODE, core.node_id):
             return
-        if envelope.term > core.term + MAX_TERM_LEAD:
-            return
-        if envelope.term == core.term or self._follow_term(envelope):
-            self._dispatch(envelope)
+        if envelope.term == core.term or inbox.follow_term(core, envelope):
+            inbox.dispatch(core, envelope)
 
     def propose(self, commands: Sequence[bytes]) -> tuple[EntryId, ...]:
         """Appends the commands to the log of a leader; they may or may not come to be committed.
 
         Raises `NotLeaderError` if this peer does not lead or is handing over: nothing was done.
         """
-        core = self._core
-        leader = self._leader_or_raise()
-        if leader.transfer_to != NO_NODE:
-            raise NotLeaderError(f"{core.node_id} is handing over to {leader.transfer_to}")
+        core, leader = self._core, self._proposer_or_raise()
         term, first = core.term, core.log.last_index + 1
         entries = [
             Entry(term, Index(index), EntryKind.COMMAND, command)
@@ -94,6 +87,13 @@ class RaftNode:
         core.log.append(entries)
         leader.must_send = True
         return tuple([EntryId(term, entry.index) for entry in entries])
+
+    def propose_configuration(self, data: bytes) -> EntryId:
+        """Appends a change of the members; it is in force at once, and may yet be taken back.
+
+        Raises `NotLeaderError`, and `ConfigurationRefusedError` where it is not safe now.
+        """
+        return handover.propose_configuration(self._core, self._proposer_or_raise(), data)
 
     def request_read(self, read_id: ReadId) -> None:
         """Asks for a linearizable read: ends in a grant or in `reads_dropped`.
@@ -126,15 +126,31 @@ class RaftNode:
 
         Raises `NotLeaderError`, and `InvalidArgumentError` if `to` is no voter.
         """
-        election.start_transfer(self._core, self._leader_or_raise(), to)
+        handover.start_transfer(self._core, self._leader_or_raise(), to)
+
+    def step_down(self) -> None:
+        """A leader that must not lead gives it up at once; anybody else goes on as before."""
+        if isinstance(self._core.role, Leader):
+            handover.step_down(self._core, self._core.role)
 
     def report_unreachable(self, peer: NodeId) -> None:
         """What was under way to `peer` is lost: probe from its last known match, by heartbeat."""
-        leader = self._core.role
-        if isinstance(leader, Leader) and peer in leader.progress_of:
-            progress = leader.progress_of[peer]
-            progress.probe(Index(progress.match_index + 1))
-            progress.probe_sent = True
+        if isinstance(self._core.role, Leader):
+            leading.report_unreachable(self._core, self._core.role, peer)
+
+    def report_snapshot(self, peer: NodeId, delivered: bool) -> None:
+        """How the transfer ended that a `SnapshotRequest` to `peer` asked for: once for each."""
+        if isinstance(self._core.role, Leader):
+            leading.report_snapshot(self._core, self._core.role, peer, delivered=delivered)
+
+    def compact(self, meta: SnapshotMeta, keep_entries: int) -> EntryId:
+        """A snapshot of the own state at `meta.index` is durable: the log forgets what it holds.
+
+        `meta.index` is at most what is durable and was handed out as committed. The last
+        `keep_entries` before it stay for followers that lag. Returns the base of the log, which is
+        the old one where a newer snapshot was installed meanwhile.
+        """
+        return self._core.compact(meta, keep_entries)
 
     # --- outputs ---------------------------------------------------------------------------------
 
@@ -149,6 +165,7 @@ class RaftNode:
             or core.durability.owes_write(core.log.last_index)
             or core.read_grants
             or core.reads_dropped
+            or core.configuration_changed
             or self._role_changed()
         )
 
@@ -156,7 +173,7 @@ class RaftNode:
         """Hands out all work owed since the last call, once."""
         core = self._core
         if isinstance(core.role, Leader) and core.role.must_send:
-            leading.send_appends(core, core.role)
+            sending.send_appends(core, core.role)
         if not self.has_effects:
             return _NOTHING
         write, messages_after_write = core.durability.hand_out(core.log, core.hard_state())
@@ -165,15 +182,20 @@ class RaftNode:
         role_change = self._role_now() if self._role_changed() else None
         self._announced = role_change or self._announced
         self._announced_role = core.role
+        configuration = core.configurations.in_force.data if core.configuration_changed else None
+        core.configuration_changed = False
         effects = Effects(
             messages=tuple(core.messages),
             write=write,
             messages_after_write=messages_after_write,
+            install=core.install_owed,
             committed=committed,
             read_grants=tuple(core.read_grants),
             reads_dropped=tuple(core.reads_dropped),
             role_change=role_change,
+            configuration=configuration,
         )
+        core.install_owed = None
         core.messages.clear()
         core.read_grants.clear()
         core.reads_dropped.clear()
@@ -231,6 +253,31 @@ class RaftNode:
         return self._core.durability.durable_index
 
     @property
+    def snapshot(self) -> SnapshotMeta | None:
+        """The newest snapshot of this peer, own or installed."""
+        return self._core.snapshot
+
+    @property
+    def members(self) -> Members:
+        """Who takes part by the configuration in force, committed or not."""
+        return self._core.members
+
+    @property
+    def configuration(self) -> bytes:
+        """The configuration in force; empty where neither log nor snapshot holds one."""
+        return self._core.configurations.in_force.data
+
+    @property
+    def configuration_index(self) -> Index:
+        """Its entry, or the snapshot that brought it; it is committed up to `commit_index`."""
+        return self._core.configurations.in_force.index
+
+    def configuration_at(self, index: Index) -> bytes:
+        """What is in force for a log that ends at `index`, from the snapshot on: for the meta data
+        of the next one."""
+        return self._core.configurations.at(index).data
+
+    @property
     def quorum_ok(self) -> bool:
         """Whether this is a leader that a quorum has answered within an election timeout."""
         core = self._core
@@ -260,6 +307,12 @@ class RaftNode:
         progress = core.role.progress_of.get(peer)
         return Index(0) if progress is None else progress.match_index
 
+    def progress(self, peer: NodeId) -> PeerProgress | None:
+        """What a leader knows of another member; None of a stranger, or if this is no leader."""
+        leader = self._core.role
+        known = leader.progress_of.get(peer) if isinstance(leader, Leader) else None
+        return known.view(leader.ticks) if known and isinstance(leader, Leader) else None
+
     # --- inside ----------------------------------------------------------------------------------
 
     def _role_now(self) -> RoleChange:
@@ -269,7 +322,7 @@ class RaftNode:
     def _role_changed(self) -> bool:
         core, announced = self._core, self._announced
         # Term, role and leader change only with a new role object: the usual answer is cheap.
-        return core.role is not self._announced_role and (
+        return (core.role is not self._announced_role or core.configuration_changed) and (
             core.term != announced.term
             or core.role_name is not announced.role
             or core.leader_id != announced.leader_id
@@ -283,42 +336,8 @@ class RaftNode:
             f"{core.node_id} does not lead in term {core.term}", leader_id=core.leader_id
         )
 
-    def _follow_term(self, envelope: Envelope) -> bool:
-        """The rules for a message of another term (section 5.1); True if it is to be handled."""
-        core, payload = self._core, envelope.payload
-        if isinstance(payload, PreVoteRequest):
-            return True
-        if envelope.term < core.term:
-            if isinstance(payload, AppendRequest):
-                following.refuse_stale_leader(core, envelope.from_node, payload)
-            elif isinstance(payload, VoteRequest):
-                core.send_when_durable(envelope.from_node, VoteResponse(granted=False))
-            return False
-        if isinstance(payload, PreVoteResponse) and payload.granted:
-            return True
-        by_transfer = isinstance(payload, VoteRequest) and payload.leadership_transfer
-        if isinstance(payload, VoteRequest) and not by_transfer and election.has_lease(core):
-            return False
-        leader_id = envelope.from_node if isinstance(payload, AppendRequest) else NO_NODE
-        core.become_follower(envelope.term, leader_id)
-        return True
-
-    def _dispatch(self, envelope: Envelope) -> None:
-        core, from_node, payload = self._core, envelope.from_node, envelope.payload
-        match payload:
-            case AppendResponse():
-                leading.on_append_response(core, from_node, payload)
-            case AppendRequest():
-                following.on_append_request(core, from_node, payload)
-            case VoteRequest():
-                election.on_vote_request(core, from_node, payload)
-            case VoteResponse():
-                election.on_vote_response(core, from_node, payload)
-            case PreVoteRequest():
-                election.on_pre_vote_request(core, from_node, envelope.term, payload)
-            case PreVoteResponse():
-                election.on_pre_vote_response(core, from_node, envelope.term, payload)
-            case TimeoutNow():
-                election.on_timeout_now(core, from_node, payload)
-            case _:
-                assert_never(payload)
+    def _proposer_or_raise(self) -> Leader:
+        leader = self._leader_or_raise()
+        if leader.transfer_to != NO_NODE:
+            raise NotLeaderError(f"{self.node_id} is handing over to {leader.transfer_to}")
+        return leader

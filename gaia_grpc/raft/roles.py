@@ -49,9 +49,9 @@ class Leader:
 
     term_start: Index
     """The no-op of this term; until it is committed nothing is read or known to be committed."""
-    progress: tuple[Progress, ...]
-    """Sorted by node id, without the leader itself."""
-    progress_of: dict[NodeId, Progress]
+    progress: tuple[Progress, ...] = ()
+    """Of all other members, sorted by node id."""
+    progress_of: dict[NodeId, Progress] = field(default_factory=dict)
     round: int = 1
     reads: ReadQueue = field(default_factory=ReadQueue)
     ticks: int = 0
@@ -65,6 +65,7 @@ class Leader:
 
 Role = Follower | PreCandidate | Candidate | Leader
 
+# A follower without a vote is called a learner; it is no role of its own.
 ROLE_NAMES: dict[type[Role], RoleName] = {
     Follower: RoleName.FOLLOWER,
     PreCandidate: RoleName.PRE_CANDIDATE,

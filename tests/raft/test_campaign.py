@@ -6,17 +6,16 @@ from gaia_grpc.raft.effects import RoleName
 from gaia_grpc.raft.messages import PreVoteRequest
 from gaia_grpc.raft.node import RaftNode
 from gaia_grpc.raft.types import NodeId
-from tests.support.cluster import make_config, restored
+from tests.support.cluster import decode_members, longest, make_config, restored
 
 
-def voters(*names: str) -> tuple[NodeId, ...]:
-    return tuple(NodeId(name) for name in names)
+def core_of(*voters: str) -> RaftNode:
+    names = tuple(NodeId(name) for name in voters)
+    return RaftNode(make_config("n1", names), restored(1, 1), longest, decode_members)
 
 
 def node() -> RaftNode:
-    return RaftNode(
-        make_config("n1", voters("n1", "n2", "n3")), restored(1, 1), lambda low, high: high
-    )
+    return core_of("n1", "n2", "n3")
 
 
 def test_campaign_asks_at_once_and_again() -> None:
@@ -29,7 +28,7 @@ def test_campaign_asks_at_once_and_again() -> None:
 
 
 def test_campaign_leaves_a_leader_alone() -> None:
-    core = RaftNode(make_config("n1", voters("n1")), restored(1, 1), lambda low, high: high)
+    core = core_of("n1")
     core.campaign()
     write = core.take_effects().write
     assert write is not None

@@ -9,27 +9,26 @@ import pytest
 
 from gaia_grpc.errors import ConfigError
 from gaia_grpc.raft.config import RaftConfig
-from gaia_grpc.raft.types import NodeId
-from tests.support.cluster import config, names
+from gaia_grpc.raft.membership import NOBODY
+from gaia_grpc.raft.types import Members, NodeId
+from tests.support.cluster import config, members, names
 
 
-def test_a_good_configuration_lists_the_other_members_sorted() -> None:
-    good = config("n2", names(3), learners=["a1"])
-    assert good.peers == ("a1", "n1", "n3")
-    assert config("a1", names(3), learners=["a1"]).peers == names(3)
+def test_a_peer_that_joins_knows_nobody_yet() -> None:
+    joiner = replace(config("n4", names(3)), initial_members=NOBODY)
+    assert joiner.initial_members == Members((), ())
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"voters": ("n2", "n1", "n3")}, "sorted"),
-        ({"voters": ("n1", "n1", "n3")}, "unique"),
-        ({"voters": ("", "n1", "n3")}, "not empty"),
-        ({"voters": ("n1", "n2")}, r"1, 3, 5, ... voters, not 2"),
-        ({"voters": ()}, "not 0"),
-        ({"learners": ("n3",)}, "not both"),
-        ({"learners": ("b", "a")}, "sorted"),
-        ({"node_id": "n9"}, "not a member"),
+        ({"initial_members": members(["n2", "n1", "n3"])}, "sorted"),
+        ({"initial_members": members(["n1", "n1", "n3"])}, "unique"),
+        ({"initial_members": members(["", "n1", "n3"])}, "not empty"),
+        ({"initial_members": members([], ["n1"])}, "at least one voter"),
+        ({"initial_members": members(["n1", "n3"], ["n3"])}, "not both"),
+        ({"initial_members": members(["n1"], ["b", "a"])}, "sorted"),
+        ({"node_id": ""}, "a peer needs a name"),
         ({"heartbeat_ticks": 0}, "heartbeat_ticks"),
         ({"heartbeat_ticks": 10}, "election_ticks_min"),
         ({"election_ticks_max": 9}, "election_ticks_max"),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gaia_grpc.errors import InvariantError
 from gaia_grpc.raft.log import RaftLog
-from gaia_grpc.raft.types import Entry, HardState, Index, Restored, SnapshotMeta, Term
+from gaia_grpc.raft.types import Entry, EntryId, HardState, Index, Restored, Term
 from tests.support.cluster import entry, log_of
 
 TERMS = st.lists(st.integers(1, 4), max_size=12).map(sorted)
@@ -17,8 +17,8 @@ TERMS = st.lists(st.integers(1, 4), max_size=12).map(sorted)
 def build(terms: list[int], base: int, base_term: int = 1) -> tuple[RaftLog, dict[int, Entry]]:
     """A log behind a compacted prefix of `base` entries, and the same as a dictionary."""
     entries = tuple(entry(term, index) for index, term in enumerate(terms, base + 1))
-    snapshot = SnapshotMeta(Index(base), Term(base_term), b"") if base else None
-    return RaftLog(Restored(HardState(), entries, snapshot)), {e.index: e for e in entries}
+    base_id = EntryId(Term(base_term if base else 0), Index(base))
+    return RaftLog(Restored(HardState(), entries, None, base_id)), {e.index: e for e in entries}
 
 
 @given(TERMS, st.integers(0, 3), st.integers(-1, 20), st.integers(0, 5))

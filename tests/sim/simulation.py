@@ -27,7 +27,7 @@ from gaia_grpc.raft.types import (
 from gaia_grpc.storage.memory import MemoryLog
 from gaia_grpc.transport.memory import MemoryNetwork, NetworkFaults
 from tests.support.checkers import SafetyChecker, require
-from tests.support.cluster import Peer, entry, make_config, names
+from tests.support.cluster import Peer, configuration, entry, make_config, names
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Simulation:
         voters = names(self.options.peers)
         start = Restored(HardState(), ())
         if self.options.founded:
-            founding = (entry(1, 1, kind=EntryKind.CONFIGURATION), entry(1, 2))
+            founding = (entry(1, 1, configuration(voters), EntryKind.CONFIGURATION), entry(1, 2))
             start = Restored(HardState(Term(1), NO_NODE, Index(2)), founding)
         self.peers = {
             name: Peer(

@@ -17,6 +17,7 @@ from gaia_grpc.raft.types import (
     EntryKind,
     HardState,
     Index,
+    Members,
     NodeId,
     Restored,
     Term,
@@ -27,6 +28,20 @@ from gaia_grpc.storage.memory import MemoryLog
 
 def names(count: int) -> tuple[NodeId, ...]:
     return tuple(NodeId(f"n{number}") for number in range(1, count + 1))
+
+
+def members(voters: Sequence[str], learners: Sequence[str] = ()) -> Members:
+    return Members(tuple(NodeId(name) for name in voters), tuple(NodeId(name) for name in learners))
+
+
+def configuration(voters: Sequence[str], learners: Sequence[str] = ()) -> bytes:
+    """The content of a CONFIGURATION entry in these tests: `n1,n2,n3` or `n1,n2,n3+n4`."""
+    return "+".join(",".join(part) for part in (voters, learners) if part).encode()
+
+
+def decode_members(data: bytes) -> Members:
+    voters, _, learners = data.decode().partition("+")
+    return members(*([name for name in part.split(",") if name] for part in (voters, learners)))
 
 
 def config(node: str, voters: Sequence[NodeId], learners: Sequence[str] = ()) -> RaftConfig:
@@ -47,8 +62,7 @@ def make_config(
 ) -> RaftConfig:
     return RaftConfig(
         node_id=NodeId(node),
-        voters=tuple(voters),
-        learners=tuple(NodeId(name) for name in learners),
+        initial_members=members(voters, learners),
         election_ticks_min=10,
         election_ticks_max=election_ticks_max,
         heartbeat_ticks=3,
@@ -115,7 +129,7 @@ class Peer:
 
     def start(self) -> None:
         self.boots += 1
-        self._running = RaftNode(self.config, self.disk.load(), self._draw_timeout)
+        self._running = RaftNode(self.config, self.disk.load(), self._draw_timeout, decode_members)
 
     def crash(self, draw: Callable[[int, int], int] | None = None) -> int:
         """Loses memory and what was not synced; returns how many writes reached the disk."""
