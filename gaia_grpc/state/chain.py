@@ -19,6 +19,13 @@ class ChainHash:
         self.value = START
         self._kept: deque[bytes] = deque([START], maxlen=KEPT)
 
+    def restore(self, index: int, value: bytes) -> None:
+        """Goes on after `index`; earlier values are not known."""
+        self.index = index
+        self.value = value
+        self._kept.clear()
+        self._kept.append(value)
+
     def extend(self, index: int, kind: int, data: bytes, result: bytes) -> None:
         """Adds the next entry; `index` is one more than the last."""
         digest = hashlib.sha256(self.value)

@@ -8,18 +8,21 @@ timer kinds in its constructor, and names its handlers:
 - `queries`: body name in `gaia.command.v1.Query` -> handler(body, now_ms) -> QueryResult. `now_ms`
   is the log time to look from, at or after `context.now_ms`. A query changes nothing.
 - `settings_changed()`: called after an UpdateSettings or FoundCluster was applied.
+- `parts`: its sections of a snapshot. A timer must be a function of them and the settings.
 
 Names without a handler are refused as UNIMPLEMENTED.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from gaia.command.v1 import command_pb2, query_pb2
 
+from gaia_grpc.state.feature_levels import FIRST_LEVEL
 from gaia_grpc.state.settings import Settings
+from gaia_grpc.state.snapshot import Part
 from gaia_grpc.state.timers import Timers
 
 CommandHandler: TypeAlias = Callable[[Any], command_pb2.CommandResult]
@@ -43,6 +46,11 @@ class Table(Protocol):
         """Settings have new values: set again what depends on them."""
         ...
 
+    @property
+    def parts(self) -> Sequence[Part]:
+        """What it adds to a snapshot, in a fixed order."""
+        ...
+
 
 class Context:
     """The command in hand and the shared parts. Tables read it; only the machine moves it on.
@@ -54,6 +62,7 @@ class Context:
     __slots__ = (
         "_touched",
         "cluster_id",
+        "feature_level",
         "index",
         "now_ms",
         "principal",
@@ -68,6 +77,7 @@ class Context:
         self.wall_ms = 0
         self.principal = ""
         self.cluster_id = ""
+        self.feature_level = FIRST_LEVEL
         self.settings = Settings()
         self.timers = Timers()
         self._touched: dict[str, None] = {}

@@ -6,15 +6,28 @@ depends on is state. So the same log gives the same bytes on every peer.
 
 from __future__ import annotations
 
-from gaia.command.v1 import command_pb2, query_pb2
+from collections.abc import Sequence
+
+from gaia.cluster.v1 import cluster_pb2
+from gaia.command.v1 import command_pb2, query_pb2, snapshot_pb2
 from google.protobuf.message import DecodeError
 
 from gaia_grpc.errors import InvariantError, invariant
 from gaia_grpc.raft.types import EntryKind
 from gaia_grpc.state.chain import ChainHash
 from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
-from gaia_grpc.state.refusal import INVALID_ARGUMENT, Refused, refused, unimplemented
+from gaia_grpc.state.feature_levels import required_level
+from gaia_grpc.state.refusal import (
+    INVALID_ARGUMENT,
+    Refused,
+    feature_level_too_low,
+    refused,
+    unimplemented,
+)
 from gaia_grpc.state.requests import RequestTable
+from gaia_grpc.state.settings import Settings
+from gaia_grpc.state.snapshot import Part
+from gaia_grpc.state.snapshot_codec import FORMAT, SnapshotEncoder
 from gaia_grpc.state.tables import build_tables
 
 
@@ -28,9 +41,14 @@ class StateMachine:
         self._commands: dict[str, CommandHandler] = {}
         self._queries: dict[str, QueryHandler] = {}
         self._tables, self._replays = build_tables(self._context)
+        parts = list(self._requests.parts)
         for table in self._tables:
             self._commands.update(table.commands)
             self._queries.update(table.queries)
+            parts.extend(getattr(table, "parts", ()))
+        self.parts: Sequence[Part] = tuple(parts)
+        """Sections of a snapshot in their order; later ones may look at earlier ones in `load`."""
+        self._encoder: SnapshotEncoder | None = None
 
     @property
     def applied_index(self) -> int:
@@ -46,6 +64,11 @@ class StateMachine:
     def cluster_id(self) -> str:
         """Id of the cluster; empty before the founding."""
         return self._context.cluster_id
+
+    @property
+    def feature_level(self) -> int:
+        """What the cluster may use; 1 before the founding."""
+        return self._context.feature_level
 
     def apply(self, index: int, kind: int, data: bytes) -> bytes:
         """Applies the next entry; returns a serialized CommandResult (empty for other kinds).
@@ -93,6 +116,48 @@ class StateMachine:
         """Topics touched since the last call, each once, in the order of their first touch."""
         return self._context.take_touched()
 
+    # --- snapshots
+
+    def begin_snapshot(self) -> SnapshotEncoder:
+        """The state as it is now, to be taken while further entries are applied.
+
+        Raises `InvariantError` where another one is under way.
+        """
+        under_way = self._encoder is not None and not self._encoder.closed
+        invariant(not under_way, "a snapshot is under way")
+        context = self._context
+        settings = context.settings
+        header = snapshot_pb2.SnapshotHeader(
+            format=FORMAT,
+            index=self.applied_index,
+            state_hash=self._chain.value,
+            elapsed_ms=context.now_ms,
+            wall_ms=context.wall_ms,
+            cluster_id=context.cluster_id,
+            feature_level=context.feature_level,
+            settings_version=settings.version,
+            settings=[
+                cluster_pb2.SettingChange(name=name, value=value)
+                for name, value in settings.texts()
+            ],
+        )
+        self._encoder = SnapshotEncoder(header, self.parts)
+        return self._encoder
+
+    def restore_header(self, header: snapshot_pb2.SnapshotHeader) -> None:
+        """Begins to restore an empty machine; the parts load their records afterwards."""
+        invariant(self.applied_index == 0, "only an empty machine can be restored")
+        context = self._context
+        context.now_ms = header.elapsed_ms
+        context.wall_ms = header.wall_ms
+        context.cluster_id = header.cluster_id
+        context.feature_level = header.feature_level
+        context.settings = Settings().changed(
+            [(change.name, change.value) for change in header.settings],
+            version=header.settings_version,
+        )
+        self._chain.restore(header.index, header.state_hash)
+
     def _apply_command(self, index: int, data: bytes) -> bytes:
         try:
             command = command_pb2.Command.FromString(data)
@@ -120,6 +185,9 @@ class StateMachine:
                     return repeated
             if handler is None:
                 raise unimplemented(name)
+            level = required_level(name)
+            if level > self._context.feature_level:
+                raise feature_level_too_low(name, level)
             settings = self._context.settings
             result = handler(getattr(command, name))
             transient = False

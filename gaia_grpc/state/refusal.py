@@ -70,3 +70,14 @@ def not_found(what: str, key: str) -> Refused:
 def unimplemented(name: str) -> Refused:
     """UNIMPLEMENTED of a part of the contract that comes later."""
     return refused(UNIMPLEMENTED, "UNIMPLEMENTED", f"{name} is not served yet")
+
+
+def feature_level_too_low(name: str, level: int) -> Refused:
+    """FAILED_PRECONDITION of a command that some peer may not understand yet."""
+    return refused(
+        FAILED_PRECONDITION,
+        "FEATURE_LEVEL",
+        f"{name} needs the feature level {level}, which the cluster does not have yet",
+        details={"required_feature_level": str(level)},
+        transient=True,
+    )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
-from gaia.command.v1 import command_pb2
+from gaia.command.v1 import command_pb2, snapshot_pb2
 
 from gaia_grpc.state.context import Context
 from gaia_grpc.state.refusal import ALREADY_EXISTS, RESOURCE_EXHAUSTED, refused
+from gaia_grpc.state.snapshot import Frozen, Part, records_section, single_section
 from gaia_grpc.state.sweep import Sweep
 
 RequestKey: TypeAlias = tuple[str, str, str]
@@ -31,9 +33,12 @@ class Replay(Protocol):
 class RequestEntry:
     """One kept outcome."""
 
-    __slots__ = ("digest", "expire_ms", "index", "outcome")
+    __slots__ = ("digest", "expire_ms", "index", "ingress_assigned", "outcome")
 
-    def __init__(self, digest: bytes, index: int, expire_ms: int, outcome: bytes) -> None:
+    def __init__(
+        self, digest: bytes, index: int, expire_ms: int, outcome: bytes, *, ingress_assigned: bool
+    ) -> None:
+        self.ingress_assigned = ingress_assigned
         self.digest = digest
         self.index = index
         self.expire_ms = expire_ms
@@ -52,6 +57,11 @@ class RequestTable:
         # By retention: within each, entries expire in the order of the log.
         self._client_sweep = Sweep[RequestKey](context, "request.client_sweep", self._drop)
         self._ingress_sweep = Sweep[RequestKey](context, "request.ingress_sweep", self._drop)
+        self._frozen = Frozen(self._entries, _encode)
+        self.parts: Sequence[Part] = (
+            records_section("request", self._frozen, self._load),
+            single_section("request_sweeps", self._encode_sweeps, self._load_sweeps),
+        )
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -84,6 +94,7 @@ class RequestTable:
         encoded = entry.outcome
         if replay is not None:
             result = replay.again(entry.outcome)
+            self._frozen.changing(key_of(command))
             entry.outcome = replay.kept(result)
             encoded = result.SerializeToString(deterministic=True)
         mark = command_pb2.CommandResult(repeated_from_index=entry.index)
@@ -95,13 +106,64 @@ class RequestTable:
         name = "request.ingress_retention" if ingress else "request.retention"
         expire_ms = self._context.now_ms + self._context.settings.milliseconds(name)
         key = key_of(command)
+        self._frozen.changing(key)
         self._entries[key] = RequestEntry(
-            command.request_digest, self._context.index, expire_ms, outcome
+            command.request_digest,
+            self._context.index,
+            expire_ms,
+            outcome,
+            ingress_assigned=ingress,
         )
-        (self._ingress_sweep if ingress else self._client_sweep).add(expire_ms, key)
+        self._sweep(ingress_assigned=ingress).add(expire_ms, key)
+
+    def _sweep(self, *, ingress_assigned: bool) -> Sweep[RequestKey]:
+        return self._ingress_sweep if ingress_assigned else self._client_sweep
 
     def _drop(self, key: RequestKey) -> None:
+        self._frozen.changing(key)
         del self._entries[key]
+
+    # --- snapshots
+
+    def _load(self, record: bytes) -> None:
+        message = snapshot_pb2.RequestRecord.FromString(record)
+        key = (message.principal, message.client_id, message.request_id)
+        if key in self._entries:
+            raise ValueError(f"the request {key} is there twice")
+        self._entries[key] = RequestEntry(
+            message.digest,
+            message.index,
+            message.expire_ms,
+            message.outcome,
+            ingress_assigned=message.ingress_assigned,
+        )
+        # The order of the records is that of their indexes, and so the one of each queue.
+        sweep = self._sweep(ingress_assigned=message.ingress_assigned)
+        sweep.restore(((message.expire_ms, key),))
+
+    def _encode_sweeps(self) -> bytes:
+        return snapshot_pb2.RequestSweeps(
+            client_due_ms=self._client_sweep.due_ms, ingress_due_ms=self._ingress_sweep.due_ms
+        ).SerializeToString(deterministic=True)
+
+    def _load_sweeps(self, record: bytes) -> None:
+        message = snapshot_pb2.RequestSweeps.FromString(record)
+        self._client_sweep.set_due(message.client_due_ms)
+        self._ingress_sweep.set_due(message.ingress_due_ms)
+
+
+def _encode(key: RequestKey, entry: RequestEntry) -> bytes:
+    principal, client_id, request_id = key
+    return snapshot_pb2.RequestRecord(
+        principal=principal,
+        client_id=client_id,
+        request_id=request_id,
+        digest=entry.digest,
+        index=entry.index,
+        expire_ms=entry.expire_ms,
+        outcome=entry.outcome,
+        ingress_assigned=entry.ingress_assigned,
+    ).SerializeToString(deterministic=True)
 
 
 def key_of(command: command_pb2.Command) -> RequestKey:

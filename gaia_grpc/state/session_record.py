@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from gaia.command.v1 import command_pb2
+from gaia.command.v1 import command_pb2, snapshot_pb2
 from gaia.session.v1 import session_pb2
 
 from gaia_grpc.state.messages import timestamp
@@ -62,6 +62,38 @@ class Session:
         self.specialty = body.specialty
         self.max_concurrent_tasks = body.max_concurrent_tasks
         self.labels = tuple((label.key, label.value) for label in body.labels)
+
+    def encode(self) -> bytes:
+        """The session's record in a snapshot."""
+        return snapshot_pb2.SessionRecord(
+            number=self.number,
+            incarnation=self.incarnation,
+            name=self.name,
+            tier=self.tier,
+            provider=self.provider,
+            specialty=self.specialty,
+            max_concurrent_tasks=self.max_concurrent_tasks,
+            labels=label_messages(self.labels),
+            health=self.health,
+            last_heartbeat_ms=self.last_heartbeat_ms,
+            register_ms=self.register_ms,
+        ).SerializeToString(deterministic=True)
+
+    @classmethod
+    def decode(cls, record: bytes) -> Session:
+        """The session of a record; the tasks that it holds are added by the tasks."""
+        message = snapshot_pb2.SessionRecord.FromString(record)
+        session = cls(message.number, message.incarnation)
+        session.name = message.name
+        session.tier = message.tier
+        session.provider = message.provider
+        session.specialty = message.specialty
+        session.max_concurrent_tasks = message.max_concurrent_tasks
+        session.labels = tuple((label.key, label.value) for label in message.labels)
+        session.health = message.health
+        session.last_heartbeat_ms = message.last_heartbeat_ms
+        session.register_ms = message.register_ms
+        return session
 
     @property
     def free_capacity(self) -> int:

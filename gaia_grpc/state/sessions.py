@@ -7,10 +7,10 @@ name and keeps its id with a higher incarnation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
-from gaia.command.v1 import command_pb2, query_pb2
+from gaia.command.v1 import command_pb2, query_pb2, snapshot_pb2
 from gaia.session.v1 import session_pb2
 
 from gaia_grpc.state import page_tokens, refusal, topics
@@ -18,6 +18,7 @@ from gaia_grpc.state.affinity import GENERAL, NONE, affinity_score
 from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
 from gaia_grpc.state.refusal import Refused, refused
 from gaia_grpc.state.session_record import DEGRADED, FAILED, HEALTHY, Session
+from gaia_grpc.state.snapshot import Frozen, Part, records_section, single_section
 from gaia_grpc.state.timers import Timer
 
 HEALTH_TIMER = "session.health"
@@ -48,6 +49,11 @@ class SessionTable:
         self._timers: dict[int, Timer] = {}
         self._last_number = 0
         self._listener: SessionListener | None = None
+        self._frozen = Frozen(self._sessions, lambda number, session: session.encode())
+        self.parts: Sequence[Part] = (
+            single_section("session_counters", self._encode_counters, self._load_counters),
+            records_section("session", self._frozen, self._load),
+        )
         context.timers.register(HEALTH_TIMER, self._health_due)
         self.commands: Mapping[str, CommandHandler] = {
             "register_session": self.register,
@@ -79,6 +85,10 @@ class SessionTable:
             raise refusal.not_found("session", session_id)
         return session
 
+    def numbered(self, number: int) -> Session | None:
+        """The session with this number, or None."""
+        return self._sessions.get(number)
+
     def settings_changed(self) -> None:
         """Times may be shorter now: looks at each session again."""
         for session in self:
@@ -95,12 +105,11 @@ class SessionTable:
         known = self._by_name.get(body.name)
         if known is not None and known.health != FAILED:
             raise self._name_taken(known)
-        session = self._renewed(known) if known is not None else self._added()
+        session = self._renewed(known) if known is not None else self._added(body.name)
         session.describe(body)
         session.specialty = session.specialty or GENERAL
         session.health = HEALTHY
         session.register_ms = session.last_heartbeat_ms = self._context.now_ms
-        self._by_name[session.name] = session
         self._set_timer(session)
         self._context.touch(topics.SESSIONS)
         return session_result(session)
@@ -116,6 +125,7 @@ class SessionTable:
             except Refused as no:
                 outcomes.append(command_pb2.HeartbeatOutcome(refusal=no.refusal))
                 continue
+            self._frozen.changing(session.number)
             session.last_heartbeat_ms = self._context.now_ms
             if session.health == DEGRADED:
                 self._set_health(session, HEALTHY)
@@ -220,6 +230,7 @@ class SessionTable:
         )
 
     def _set_health(self, session: Session, health: session_pb2.Health.ValueType) -> None:
+        self._frozen.changing(session.number)
         session.health = health
         self._context.touch(topics.SESSIONS)
         if self._listener is None:
@@ -243,7 +254,7 @@ class SessionTable:
             )
         return session
 
-    def _added(self) -> Session:
+    def _added(self, name: str) -> Session:
         if len(self._sessions) >= self._context.settings.integer("session.max_sessions"):
             raise refused(
                 refusal.RESOURCE_EXHAUSTED,
@@ -253,11 +264,18 @@ class SessionTable:
             )
         self._last_number += 1
         session = Session(self._last_number, incarnation=1)
-        self._sessions[session.number] = session
-        self._by_id[session.session_id] = session
+        session.name = name
+        self._frozen.changing(session.number)
+        self._insert(session)
         return session
 
+    def _insert(self, session: Session) -> None:
+        self._sessions[session.number] = session
+        self._by_id[session.session_id] = session
+        self._by_name[session.name] = session
+
     def _renewed(self, known: Session) -> Session:
+        self._frozen.changing(known.number)
         known.incarnation += 1
         return known
 
@@ -265,10 +283,28 @@ class SessionTable:
         timer = self._timers.pop(session.number, None)
         if timer is not None:
             self._context.timers.cancel(timer)
+        self._frozen.changing(session.number)
         del self._sessions[session.number]
         del self._by_id[session.session_id]
         del self._by_name[session.name]
         self._context.touch(topics.SESSIONS)
+
+    # --- snapshots
+
+    def _encode_counters(self) -> bytes:
+        return snapshot_pb2.SessionCounters(last_number=self._last_number).SerializeToString(
+            deterministic=True
+        )
+
+    def _load_counters(self, record: bytes) -> None:
+        self._last_number = snapshot_pb2.SessionCounters.FromString(record).last_number
+
+    def _load(self, record: bytes) -> None:
+        session = Session.decode(record)
+        if session.number in self._sessions or session.name in self._by_name:
+            raise ValueError(f"the session {session.session_id} is there twice")
+        self._insert(session)
+        self._set_timer(session)
 
     def _name_taken(self, known: Session) -> Refused:
         word = HEALTH_WORDS[known.health]

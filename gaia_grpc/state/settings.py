@@ -145,6 +145,13 @@ class Settings:
         """The value of a float."""
         return float(self._values[name])
 
+    def texts(self) -> list[tuple[str, str]]:
+        """(name, value) of all settings in the order of their names."""
+        return [
+            (definition.name, format_setting(definition, self._values[definition.name]))
+            for definition in DEFINITIONS
+        ]
+
     def changed(
         self, changes: Sequence[tuple[str, str]], *, version: int, field: str = "settings"
     ) -> Settings:

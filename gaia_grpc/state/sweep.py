@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 from gaia_grpc.state.context import Context
@@ -18,23 +18,46 @@ ITEMS_PER_SWEEP = 1_000
 
 class Sweep(Generic[Item]):
     """A queue with an expiry time an item. Where a later item expires earlier (the setting was
-    shortened meanwhile) it still waits for those before it."""
+    shortened meanwhile) it still waits for those before it.
 
-    __slots__ = ("_context", "_drop", "_is_set", "_kind", "_queue")
+    When it is due next is state, and no function of the queue: items may be dropped before their
+    time, and a sweep that was cut short goes on a second later.
+    """
+
+    __slots__ = ("_context", "_drop", "_due_ms", "_kind", "_queue")
 
     def __init__(self, context: Context, kind: str, drop: Callable[[Item], None]) -> None:
         self._context = context
         self._kind = kind
         self._drop = drop
         self._queue: deque[tuple[int, Item]] = deque()
-        self._is_set = False
+        self._due_ms = 0
         context.timers.register(kind, self._due)
 
     def add(self, expire_ms: int, item: Item) -> None:
         """Drops `item` in the first sweep after `expire_ms`, within about a second."""
         self._queue.append((expire_ms, item))
-        if not self._is_set:
+        if not self._due_ms:
             self._set()
+
+    @property
+    def due_ms(self) -> int:
+        """When it looks at the queue next; 0 where it does not."""
+        return self._due_ms
+
+    def items(self) -> list[tuple[int, Item]]:
+        """A copy of the queue: (expire_ms, item), the next to go first."""
+        return list(self._queue)
+
+    def restore(self, items: Iterable[tuple[int, Item]]) -> None:
+        """Adds to the queue without setting the time; `set_due` does that."""
+        self._queue.extend(items)
+
+    def set_due(self, due_ms: int) -> None:
+        """Sets the time as it was; 0 sets none."""
+        self._due_ms = due_ms
+        if due_ms:
+            self._context.timers.schedule(due_ms, self._kind, 0)
 
     def drop_oldest(self) -> None:
         """Drops the oldest item now."""
@@ -49,9 +72,8 @@ class Sweep(Generic[Item]):
         self._set()
 
     def _set(self) -> None:
-        self._is_set = bool(self._queue)
+        self._due_ms = 0
         if self._queue:
             # Later than now, so that a sweep cut short goes on in another apply.
             later_ms = max(self._queue[0][0], self._context.now_ms + 1)
-            due_ms = -(-later_ms // STEP_MS) * STEP_MS
-            self._context.timers.schedule(due_ms, self._kind, 0)
+            self.set_due(-(-later_ms // STEP_MS) * STEP_MS)

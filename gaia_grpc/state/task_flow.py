@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gaia.command.v1 import snapshot_pb2
 from gaia.task.v1 import task_pb2
 
 from gaia_grpc.errors import invariant
@@ -15,10 +16,11 @@ from gaia_grpc.state import topics
 from gaia_grpc.state.context import Context
 from gaia_grpc.state.session_record import Session
 from gaia_grpc.state.sessions import SessionTable
+from gaia_grpc.state.snapshot import Part, list_section, records_section, single_section
 from gaia_grpc.state.sweep import Sweep
 from gaia_grpc.state.task_record import CANCELLED, CLAIMED, FAILED, EventKind, Task
 from gaia_grpc.state.task_store import AVAILABLE_TIMER, CLAIM_TIMER, TaskStore
-from gaia_grpc.state.task_waits import Waiter, WaitList
+from gaia_grpc.state.task_waits import Waiter, WaitList, decode_waiter
 
 MAX_CLAIM_SIZE_BYTES = 3 << 20
 """Payloads and checkpoints in one answer: gRPC clients take 4 MiB unless they are told otherwise,
@@ -41,6 +43,11 @@ class TaskFlow:
         context.timers.register(AVAILABLE_TIMER, self._available_due)
         context.timers.register(WAIT_TIMER, self._wait_due)
         sessions.listen(self)
+        self.parts: Sequence[Part] = (
+            single_section("wait_counters", self._encode_counters, self._load_counters),
+            records_section("wait", self.waits.frozen, self._load_wait, loaded=self._waits_loaded),
+            list_section("granted_waits", self._granted.items, _encode_granted, self._load_granted),
+        )
 
     # --- into the queue
 
@@ -133,8 +140,7 @@ class TaskFlow:
     ) -> None:
         """A counted attempt is over: another one after the backoff, or the task is FAILED."""
         holder = self._end_claim(task, kind, error)
-        task.retry_count += 1
-        task.last_error = error
+        self._store.count_attempt(task, error)
         if permanent or task.retry_count > task.max_retries:
             self._store.finish(task, FAILED)
             self._store.record(task, task_pb2.TASK_EVENT_KIND_DEAD_LETTERED, error)
@@ -156,9 +162,7 @@ class TaskFlow:
     def complete(self, task: Task, result: bytes) -> Session | None:
         """The task is done; who held it may have room for more, and is to be served."""
         holder = self._end_claim(task, task_pb2.TASK_EVENT_KIND_COMPLETED)
-        task.result = result
-        self._store.finish(task, task_pb2.TASK_STATE_COMPLETED)
-        self._store.completed_total += 1
+        self._store.complete(task, result)
         self._store.retain(task)
         return holder
 
@@ -171,13 +175,13 @@ class TaskFlow:
         else:
             self._store.leave_queue(task, CANCELLED)
             self._store.record(task, task_pb2.TASK_EVENT_KIND_CANCELLED, reason)
-        task.last_error = reason
+        self._store.note_error(task, reason)
         self._store.retain(task)
         self.serve(holder)
 
     def requeue(self, task: Task) -> None:
         """A dead task begins again."""
-        task.retry_count = 0
+        self._store.reset_attempts(task)
         self._store.record(task, task_pb2.TASK_EVENT_KIND_REQUEUED)
         self.enter(task)
 
@@ -223,8 +227,7 @@ class TaskFlow:
         if not tasks:
             return False
         self._drop_timer(waiter)
-        self.waits.stop_waiting(waiter)
-        waiter.grants = tuple((task.number, task.claim_token) for task in tasks)
+        self.waits.grant(waiter, [(task.number, task.claim_token) for task in tasks])
         retention_ms = self._context.settings.milliseconds("request.retention")
         self._granted.add(self._context.now_ms + retention_ms, waiter.waiter_id)
         self._context.touch(topics.claim_wait(waiter.waiter_id))
@@ -259,6 +262,29 @@ class TaskFlow:
         if waiter is not None:
             self.waits.forget(waiter)
 
+    # --- snapshots
+
+    def _encode_counters(self) -> bytes:
+        return snapshot_pb2.WaitCounters(
+            last_id=self.waits.last_id, granted_due_ms=self._granted.due_ms
+        ).SerializeToString(deterministic=True)
+
+    def _load_counters(self, record: bytes) -> None:
+        counters = snapshot_pb2.WaitCounters.FromString(record)
+        self.waits.last_id = counters.last_id
+        self._granted.set_due(counters.granted_due_ms)
+
+    def _load_wait(self, record: bytes) -> None:
+        self.waits.restore(decode_waiter(record, self._sessions.numbered))
+
+    def _waits_loaded(self) -> None:
+        for waiter in self.waits.restored():
+            self._set_timer(waiter)
+
+    def _load_granted(self, record: bytes) -> None:
+        message = snapshot_pb2.GrantedWaits.FromString(record)
+        self._granted.restore(zip(message.expire_ms, message.waiter_ids, strict=True))
+
     # --- timers: each looks at its record again
 
     def _claim_due(self, key: int | str) -> None:
@@ -281,3 +307,10 @@ class TaskFlow:
         if waiter is not None and not waiter.grants:
             waiter.timer = None
             self.end_wait(waiter)
+
+
+def _encode_granted(items: Sequence[tuple[int, int]]) -> bytes:
+    return snapshot_pb2.GrantedWaits(
+        expire_ms=[expire_ms for expire_ms, _ in items],
+        waiter_ids=[waiter_id for _, waiter_id in items],
+    ).SerializeToString(deterministic=True)

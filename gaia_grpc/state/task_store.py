@@ -3,22 +3,34 @@
 PENDING <-> SCHEDULED      PENDING -> CLAIMED -> COMPLETED
 CLAIMED -> PENDING (released) | SCHEDULED (counted attempt) | FAILED (no retry left)
 PENDING | SCHEDULED | CLAIMED -> CANCELLED      FAILED | CANCELLED -> PENDING (requeued)
+
+No other module sets a field of a task: a snapshot under way must hear of each change first.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from gaia.command.v1 import snapshot_pb2
 from gaia.task.v1 import task_pb2
 
 from gaia_grpc.state import refusal, topics
 from gaia_grpc.state.context import Context
 from gaia_grpc.state.session_record import Session
+from gaia_grpc.state.sessions import SessionTable
+from gaia_grpc.state.snapshot import (
+    Frozen,
+    Part,
+    list_section,
+    records_section,
+    single_section,
+)
 from gaia_grpc.state.sweep import Sweep
 from gaia_grpc.state.task_index import PendingIndex
 from gaia_grpc.state.task_record import (
     CLAIMED,
+    COMPLETED,
     FINISHED_STATES,
     NO_EVENT,
     OPEN_STATES,
@@ -29,6 +41,12 @@ from gaia_grpc.state.task_record import (
     Task,
     task_number_of,
 )
+from gaia_grpc.state.task_snapshot import (
+    decode_finished,
+    decode_task,
+    encode_finished,
+    encode_task,
+)
 
 CLAIM_TIMER = "task.claim"
 AVAILABLE_TIMER = "task.available"
@@ -38,8 +56,9 @@ BLOCK_BITS = 10
 class TaskStore:
     """Retained tasks by number. Who gets a task is decided elsewhere (task_claims.py)."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, sessions: SessionTable) -> None:
         self._context = context
+        self._sessions = sessions
         self._tasks: dict[int, Task] = {}
         self._by_key: dict[tuple[str, str], Task] = {}
         self._last_number = 0
@@ -53,6 +72,14 @@ class TaskStore:
         # How many retained tasks are in each run of 1,024 numbers: lists skip what was purged.
         self._block_counts: dict[int, int] = {}
         self._blocks: list[int] = []
+        self._frozen = Frozen(self._tasks, encode_task)
+        self.parts: Sequence[Part] = (
+            single_section("task_counters", self._encode_counters, self._load_counters),
+            records_section("task", self._frozen, self._load),
+            list_section(
+                "finished_tasks", self._finished.items, encode_finished, self._load_finished
+            ),
+        )
 
     # --- reading
 
@@ -108,18 +135,10 @@ class TaskStore:
         task = Task(
             number, task_type, payload, affinity, priority, max_retries, self._context.now_ms
         )
-        self._tasks[number] = task
-        block = number >> BLOCK_BITS
-        if block not in self._block_counts:
-            if self._blocks and self._block_counts[self._blocks[-1]] == 0:
-                del self._block_counts[self._blocks.pop()]
-            self._block_counts[block] = 0
-            self._blocks.append(block)
-        self._block_counts[block] += 1
-        if key is not None:
-            task.key = key
-            task.digest = digest
-            self._by_key[key] = task
+        task.key = key
+        task.digest = digest
+        self._frozen.changing(number)
+        self._insert(task)
         self.enqueued_total += 1
         self.counts[PENDING] += 1
         self._context.touch(topics.TASKS)
@@ -148,18 +167,16 @@ class TaskStore:
         task.progress_micro = 0
         session.claims.add(task.number)
         self.claims_total += 1
-        self.set_claim_timer(task)
+        self._set_claim_timer(task)
         self.record(task, task_pb2.TASK_EVENT_KIND_CLAIMED)
 
-    def set_claim_timer(self, task: Task) -> None:
-        """The claim ends task.claim_timeout from now."""
-        timeout_ms = self._context.settings.milliseconds("task.claim_timeout")
-        self._drop_timer(task)
-        task.claim_expire_ms = self._context.now_ms + timeout_ms
-        task.timer = self._context.timers.schedule(task.claim_expire_ms, CLAIM_TIMER, task.number)
-
-    def extended(self, task: Task) -> None:
-        """The claim was renewed."""
+    def extend(self, task: Task, progress_micro: int, checkpoint: bytes) -> None:
+        """The claim is renewed; an empty checkpoint leaves the one before."""
+        self._frozen.changing(task.number)
+        self._set_claim_timer(task)
+        task.progress_micro = progress_micro
+        if checkpoint:
+            task.checkpoint = checkpoint
         self.record(task, task_pb2.TASK_EVENT_KIND_EXTENDED)
         task.update_ms = self._context.now_ms
         self._context.touch(topics.TASKS)
@@ -168,6 +185,7 @@ class TaskStore:
         self, task: Task, holder: Session | None, kind: EventKind, error: str = ""
     ) -> None:
         """The claim is over; the caller moves the task on to its next state."""
+        self._frozen.changing(task.number)
         self._drop_timer(task)
         task.claim_expire_ms = 0
         task.ended_by = kind
@@ -187,6 +205,28 @@ class TaskStore:
         """A task whose claim has ended moves to a finished state."""
         self._move(task, state)
 
+    def complete(self, task: Task, result: bytes) -> None:
+        """A task whose claim has ended is done."""
+        self._move(task, COMPLETED)
+        task.result = result
+        self.completed_total += 1
+
+    def count_attempt(self, task: Task, error: str) -> None:
+        """One attempt more has failed."""
+        self._frozen.changing(task.number)
+        task.retry_count += 1
+        task.last_error = error
+
+    def reset_attempts(self, task: Task) -> None:
+        """The task has all its retries again."""
+        self._frozen.changing(task.number)
+        task.retry_count = 0
+
+    def note_error(self, task: Task, error: str) -> None:
+        """What went wrong last, or why the task was called off."""
+        self._frozen.changing(task.number)
+        task.last_error = error
+
     def retain(self, task: Task) -> None:
         """The task is finished: kept for task.retention; the oldest go over task.max_finished."""
         settings = self._context.settings
@@ -198,6 +238,7 @@ class TaskStore:
 
     def record(self, task: Task, kind: EventKind, error: str = "") -> None:
         """Adds to the task's history."""
+        self._frozen.changing(task.number)
         in_claim = kind in CLAIM_EVENTS
         event = (
             kind,
@@ -213,11 +254,19 @@ class TaskStore:
         task.timer = None
 
     def _move(self, task: Task, state: State) -> None:
+        self._frozen.changing(task.number)
         self.counts[task.state] -= 1
         self.counts[state] += 1
         task.state = state
         task.update_ms = self._context.now_ms
         self._context.touch(topics.TASKS)
+
+    def _set_claim_timer(self, task: Task) -> None:
+        """The claim ends task.claim_timeout from now."""
+        timeout_ms = self._context.settings.milliseconds("task.claim_timeout")
+        self._drop_timer(task)
+        task.claim_expire_ms = self._context.now_ms + timeout_ms
+        task.timer = self._context.timers.schedule(task.claim_expire_ms, CLAIM_TIMER, task.number)
 
     def _drop_timer(self, task: Task) -> None:
         if task.timer is not None:
@@ -230,6 +279,7 @@ class TaskStore:
         # A task that was requeued since is in the queue again, or finished again later.
         if task is None or task.state not in FINISHED_STATES or task.update_ms != finish_ms:
             return
+        self._frozen.changing(number)
         self.counts[task.state] -= 1
         del self._tasks[number]
         if task.key is not None:
@@ -241,6 +291,58 @@ class TaskStore:
             del self._block_counts[block]
             del self._blocks[bisect_left(self._blocks, block)]
         self._context.touch(topics.TASKS)
+
+    def _insert(self, task: Task) -> None:
+        number = task.number
+        self._tasks[number] = task
+        block = number >> BLOCK_BITS
+        if block not in self._block_counts:
+            if self._blocks and self._block_counts[self._blocks[-1]] == 0:
+                del self._block_counts[self._blocks.pop()]
+            self._block_counts[block] = 0
+            self._blocks.append(block)
+        self._block_counts[block] += 1
+        if task.key is not None:
+            self._by_key[task.key] = task
+
+    # --- snapshots
+
+    def _encode_counters(self) -> bytes:
+        return snapshot_pb2.TaskCounters(
+            last_number=self._last_number,
+            last_token=self._last_token,
+            enqueued_total=self.enqueued_total,
+            claims_total=self.claims_total,
+            completed_total=self.completed_total,
+            finished_due_ms=self._finished.due_ms,
+        ).SerializeToString(deterministic=True)
+
+    def _load_counters(self, record: bytes) -> None:
+        counters = snapshot_pb2.TaskCounters.FromString(record)
+        self._last_number = counters.last_number
+        self._last_token = counters.last_token
+        self.enqueued_total = counters.enqueued_total
+        self.claims_total = counters.claims_total
+        self.completed_total = counters.completed_total
+        self._finished.set_due(counters.finished_due_ms)
+
+    def _load(self, record: bytes) -> None:
+        task = decode_task(record)
+        if task.number in self._tasks or task.number > self._last_number:
+            raise ValueError(f"the task {task.task_id} is there twice or was never added")
+        self._insert(task)
+        self.counts[task.state] += 1
+        timers = self._context.timers
+        if task.state == PENDING:
+            self.index.add(task)
+        elif task.state == SCHEDULED:
+            task.timer = timers.schedule(task.available_ms, AVAILABLE_TIMER, task.number)
+        elif task.state == CLAIMED:
+            self._sessions.existing(task.session_id).claims.add(task.number)
+            task.timer = timers.schedule(task.claim_expire_ms, CLAIM_TIMER, task.number)
+
+    def _load_finished(self, record: bytes) -> None:
+        self._finished.restore(decode_finished(record))
 
 
 CLAIM_EVENTS = frozenset(

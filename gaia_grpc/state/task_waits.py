@@ -7,13 +7,16 @@ many wait for other things.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import TypeAlias
+
+from gaia.command.v1 import snapshot_pb2
 
 from gaia_grpc.state.affinity import GENERAL
 from gaia_grpc.state.lazy_heap import LazyHeap
 from gaia_grpc.state.session_record import Session
+from gaia_grpc.state.snapshot import Frozen
 from gaia_grpc.state.task_record import Task
 from gaia_grpc.state.timers import Timer
 
@@ -73,7 +76,7 @@ class Waiter:
 class WaitList:
     """All waiters by id, and the waiting ones in their order."""
 
-    __slots__ = ("_active", "_by_session", "_heaps", "_waiters", "count", "last_id")
+    __slots__ = ("_active", "_by_session", "_heaps", "_waiters", "count", "frozen", "last_id")
 
     def __init__(self) -> None:
         self.last_id = 0
@@ -85,6 +88,7 @@ class WaitList:
         self._active: dict[int, Waiter] = {}
         """By arrival: those that are in the heaps."""
         self._heaps: dict[Place, LazyHeap] = {}
+        self.frozen = Frozen(self._waiters, encode_waiter)
 
     def find(self, waiter_id: int) -> Waiter | None:
         """The waiter, or None where the wait has ended."""
@@ -96,16 +100,35 @@ class WaitList:
 
     def add(self, waiter: Waiter) -> None:
         """The waiter begins to wait."""
-        self.count += 1
         self.last_id = waiter.waiter_id
+        self.frozen.changing(waiter.waiter_id)
         self._waiters[waiter.waiter_id] = waiter
+        self._begin(waiter)
+
+    def restore(self, waiter: Waiter) -> None:
+        """A waiter of a snapshot; they come in the order of their ids."""
+        self._waiters[waiter.waiter_id] = waiter
+
+    def restored(self) -> list[Waiter]:
+        """All waiters and claims are in: those that wait take their places; returns them."""
+        waiting = [waiter for waiter in self._waiters.values() if not waiter.grants]
+        # A wait that got another id keeps the place of its arrival.
+        waiting.sort(key=lambda waiter: waiter.arrival)
+        for waiter in waiting:
+            self._begin(waiter)
+        return waiting
+
+    def _begin(self, waiter: Waiter) -> None:
+        self.count += 1
         self._by_session.setdefault(waiter.session.number, []).append(waiter)
         self._set_active(waiter, active=waiter.session.ready)
 
     def rename(self, waiter: Waiter) -> None:
         """Gives the wait another id: its former caller has no say in it any more."""
+        self.frozen.changing(waiter.waiter_id)
         del self._waiters[waiter.waiter_id]
         self.last_id += 1
+        self.frozen.changing(self.last_id)
         waiter.waiter_id = self.last_id
         self._waiters[waiter.waiter_id] = waiter
 
@@ -118,8 +141,15 @@ class WaitList:
         if not waiters:
             del self._by_session[waiter.session.number]
 
+    def grant(self, waiter: Waiter, grants: Sequence[tuple[int, int]]) -> None:
+        """The waiter leaves the order with (number, token) pairs."""
+        self.frozen.changing(waiter.waiter_id)
+        self.stop_waiting(waiter)
+        waiter.grants = tuple(grants)
+
     def forget(self, waiter: Waiter) -> None:
         """Removes a waiter that does not wait any more."""
+        self.frozen.changing(waiter.waiter_id)
         self._waiters.pop(waiter.waiter_id, None)
 
     def session_changed(self, session: Session) -> None:
@@ -162,6 +192,44 @@ class WaitList:
 
     def _is_active(self, arrival: int) -> bool:
         return arrival in self._active
+
+
+def encode_waiter(waiter_id: int, waiter: Waiter) -> bytes:
+    """The waiter's record in a snapshot."""
+    return snapshot_pb2.WaitRecord(
+        waiter_id=waiter_id,
+        arrival=waiter.arrival,
+        session_number=waiter.session.number,
+        max_tasks=waiter.max_tasks,
+        task_types=waiter.task_types,
+        include_unmatched=waiter.include_unmatched,
+        deadline_ms=waiter.deadline_ms,
+        granted_numbers=[number for number, _ in waiter.grants],
+        granted_tokens=[token for _, token in waiter.grants],
+    ).SerializeToString(deterministic=True)
+
+
+def decode_waiter(record: bytes, session_of: Callable[[int], Session | None]) -> Waiter:
+    """The waiter of a record, without its timer. Raises ValueError where it waits for nobody."""
+    message = snapshot_pb2.WaitRecord.FromString(record)
+    grants = tuple(zip(message.granted_numbers, message.granted_tokens, strict=True))
+    session = session_of(message.session_number)
+    if session is None:
+        if not grants:
+            raise ValueError(f"the wait {message.waiter_id} is of no session")
+        # Its session is gone since the grant; nothing looks at it any more but the next snapshot.
+        session = Session(message.session_number, incarnation=0)
+    waiter = Waiter(
+        message.waiter_id,
+        session,
+        message.max_tasks,
+        message.task_types,
+        include_unmatched=message.include_unmatched,
+    )
+    waiter.arrival = message.arrival
+    waiter.grants = grants
+    waiter.deadline_ms = message.deadline_ms
+    return waiter
 
 
 def _places(waiter: Waiter) -> list[Place]:

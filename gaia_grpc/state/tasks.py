@@ -19,6 +19,7 @@ from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
 from gaia_grpc.state.refusal import Refused, refused
 from gaia_grpc.state.session_record import Session
 from gaia_grpc.state.sessions import SessionTable
+from gaia_grpc.state.snapshot import Part
 from gaia_grpc.state.task_claims import TaskClaims
 from gaia_grpc.state.task_flow import TaskFlow
 from gaia_grpc.state.task_index import MAX_PRIORITY
@@ -43,9 +44,10 @@ class TaskTable:
 
     def __init__(self, context: Context, sessions: SessionTable) -> None:
         self._context = context
-        self._store = TaskStore(context)
+        self._store = TaskStore(context, sessions)
         self._flow = TaskFlow(context, sessions, self._store)
         self.claims = TaskClaims(context, sessions, self._flow)
+        self.parts: Sequence[Part] = (*self._store.parts, *self._flow.parts)
         queries = TaskQueries(context, sessions, self._store, self._flow.waits)
         self.commands: Mapping[str, CommandHandler] = {
             "enqueue_tasks": self.enqueue,
@@ -157,11 +159,7 @@ class TaskTable:
         task = self._claimed(body.task_id, body.claim_token, body.session_id)
         if not 0 <= body.progress_micro <= MAX_PROGRESS_MICRO:
             raise refusal.invalid("progress", "progress is not within 0 to 1")
-        self._store.set_claim_timer(task)
-        task.progress_micro = body.progress_micro
-        if body.checkpoint:
-            task.checkpoint = body.checkpoint
-        self._store.extended(task)
+        self._store.extend(task, body.progress_micro, body.checkpoint)
         return task_result(task)
 
     def complete(self, body: command_pb2.CompleteTasks) -> command_pb2.CommandResult:

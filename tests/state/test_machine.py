@@ -76,7 +76,7 @@ def test_the_leaders_stamp_wins_over_what_the_command_says() -> None:
     merged = command_pb2.Command.FromString(stamp(sent.SerializeToString(), 70, 80))
     assert (merged.elapsed_ms, merged.wall_ms, merged.request_id) == (70, 80, "r")
     assert merged.WhichOneof("body") == "advance_time"
-    assert required_feature_level(b"") == 1
+    assert required_feature_level(sent.SerializeToString()) == 1
 
 
 @pytest.mark.parametrize(
