@@ -10,14 +10,15 @@ A record is kept as long as it is open or one of its events is retained.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from gaia.alert.v1 import alert_pb2
-from gaia.command.v1 import command_pb2, query_pb2
+from gaia.command.v1 import command_pb2, metrics_record_pb2, query_pb2
 
 from gaia_grpc.state import page_tokens, topics
 from gaia_grpc.state.alert_log import SCANNED_AT_MOST, AlertLog, EventRecord, ScopeIndex, Selection
+from gaia_grpc.state.alert_record import AlertRecord, decode_alert, encode_alert
 from gaia_grpc.state.alert_text import describe
 from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
 from gaia_grpc.state.detector import estimate
@@ -32,6 +33,7 @@ from gaia_grpc.state.refusal import (
     refused,
     unimplemented,
 )
+from gaia_grpc.state.snapshot import Frozen, Part, records_section, single_section
 from gaia_grpc.state.timelines import LIVE, Key, Timeline, Timelines
 from gaia_grpc.state.windows import StudentWindow
 
@@ -39,24 +41,6 @@ ERRORS_GROUP: Final = "errors"
 ID_PREFIX: Final = "alert-"
 TIMER: Final = "alert"
 DEFAULT_EVENTS, MOST_EVENTS = 100, 1_000
-
-
-class AlertRecord:
-    """One alert; `body` is the serialized Alert, shared with its newest event."""
-
-    __slots__ = ("body", "last_sequence", "number", "severity", "state", "student_id")
-
-    def __init__(self, number: int, student_id: str) -> None:
-        self.number = number
-        self.student_id = student_id
-        self.severity = 0
-        self.state = 0
-        self.last_sequence = 0
-        self.body = b""
-
-    def message(self) -> alert_pb2.Alert:
-        """The alert as the contract has it, a copy."""
-        return alert_pb2.Alert.FromString(self.body)
 
 
 class AlertsTable:
@@ -80,6 +64,13 @@ class AlertsTable:
             "list_alerts": self.list_alerts,
             "alert_events": self.alert_events,
         }
+        self._frozen = Frozen(self._records, lambda _, record: encode_alert(record, self._log))
+        self.parts: Sequence[Part] = (
+            self._log.section(),
+            single_section("alert_counters", self._encode_counters, self._load_counters),
+            records_section("alert", self._frozen, self._load),
+            records_section("episode", self._episodes.frozen, self._load_episode),
+        )
 
     def settings_changed(self) -> None:
         """Limits hold from now on; what is due is set again."""
@@ -123,6 +114,7 @@ class AlertsTable:
         if episode is None:
             self._open(timeline, episode_key, window, finding)
             return
+        self._episodes.frozen.changing(episode.number)
         episode.hold_until_ms = max(episode.hold_until_ms, finding.hold_until_ms)
         if finding.severity > episode.severity:
             episode.severity = finding.severity
@@ -162,6 +154,7 @@ class AlertsTable:
 
     def _schedule_next(self, episode: Episode) -> None:
         timers = self._context.timers
+        self._episodes.frozen.changing(episode.number)
         if episode.timer is not None:
             timers.cancel(episode.timer)
             episode.timer = None
@@ -169,7 +162,11 @@ class AlertsTable:
             episode.due_ms = episode.exit_ms(self._exit_after_ms)
         else:
             episode.due_ms = episode.forget_ms(self._cooldown_ms)
+        self._set_timer(episode)
+
+    def _set_timer(self, episode: Episode) -> None:
         if episode.key[0] == LIVE:
+            timers = self._context.timers
             episode.timer = timers.schedule(episode.due_ms, TIMER, episode.number)
         else:
             self._episodes.schedule(episode)
@@ -178,6 +175,7 @@ class AlertsTable:
         self, timeline: Timeline, key: EpisodeKey, window: StudentWindow, finding: Finding
     ) -> None:
         self._numbers += 1
+        self._frozen.changing(self._numbers)
         record = self._records[self._numbers] = AlertRecord(self._numbers, key[1])
         self._index.append(timeline.timeline_id, window.classroom_id, record.number)
         alert = alert_pb2.Alert(
@@ -213,6 +211,7 @@ class AlertsTable:
         )
 
     def _close(self, episode: Episode, at_ms: int, teacher_id: str = "", note: str = "") -> None:
+        self._episodes.frozen.changing(episode.number)
         episode.closed_ms = at_ms
         record = self._records[episode.number]
         alert = record.message()
@@ -231,6 +230,7 @@ class AlertsTable:
         self, record: AlertRecord, alert: alert_pb2.Alert, change: alert_pb2.AlertChange.ValueType
     ) -> None:
         """Stores the alert and the event of its change."""
+        self._frozen.changing(record.number)
         record.last_sequence = alert.last_sequence = self._log.newest + 1
         record.severity = alert.severity
         record.state = alert.state
@@ -261,6 +261,7 @@ class AlertsTable:
                 and record.last_sequence == event.sequence
                 and record.state == alert_pb2.ALERT_STATE_RESOLVED
             ):
+                self._frozen.changing(event.alert_number)
                 del self._records[event.alert_number]
                 self._index.discard(event.timeline_id, event.classroom_id, record.number)
 
@@ -355,6 +356,33 @@ class AlertsTable:
             newest_sequence=self._log.newest,
         )
         return query_pb2.QueryResult(alert_events=answer)
+
+    # --- snapshots
+
+    def _encode_counters(self) -> bytes:
+        counters = metrics_record_pb2.AlertCounters(last_number=self._numbers)
+        return counters.SerializeToString(deterministic=True)
+
+    def _load_counters(self, data: bytes) -> None:
+        self._numbers = metrics_record_pb2.AlertCounters.FromString(data).last_number
+
+    def _load(self, data: bytes) -> None:
+        stored = metrics_record_pb2.AlertRecord.FromString(data)
+        if stored.number <= next(reversed(self._records), 0) or stored.number > self._numbers:
+            raise ValueError(f"alert {stored.number} is out of order")
+        record, timeline_id, classroom_id = decode_alert(stored, self._log)
+        self._records[record.number] = record
+        self._index.append(timeline_id, classroom_id, record.number)
+
+    def _load_episode(self, data: bytes) -> None:
+        # Its due time is state: what prolongs an episode leaves it as it is.
+        episode = self._episodes.load(data)
+        # In its quiet time an episode may outlive the record of its alert.
+        if episode.number > self._numbers or (
+            episode.is_open and episode.number not in self._records
+        ):
+            raise ValueError(f"the episode {episode.number} has no alert")
+        self._set_timer(episode)
 
 
 def select_by(wanted: alert_pb2.AlertFilter) -> Selection:

@@ -15,6 +15,9 @@ import heapq
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from gaia.command.v1 import metrics_record_pb2
+
+from gaia_grpc.state.snapshot import Frozen
 from gaia_grpc.state.timers import Timer
 
 TICK_MS: Final = 5_000
@@ -63,11 +66,13 @@ def next_tick(time_ms: int) -> int:
 class Episodes:
     """All episodes by key and by number, and what of each replayed timeline is due when."""
 
-    __slots__ = ("_by_key", "_by_number", "_due")
+    __slots__ = ("_by_key", "_by_number", "_due", "frozen")
 
     def __init__(self) -> None:
         self._by_key: dict[EpisodeKey, Episode] = {}
         self._by_number: dict[int, Episode] = {}
+        self.frozen = Frozen(self._by_number, encode_episode)
+        """Who changes an episode calls `changing` with its number before."""
         self._due: dict[str, list[tuple[int, int]]] = {}
 
     def get(self, key: EpisodeKey) -> Episode | None:
@@ -80,17 +85,36 @@ class Episodes:
 
     def add(self, episode: Episode) -> None:
         """A new one; there must be none of its key."""
+        self.frozen.changing(episode.number)
         self._by_key[episode.key] = episode
         self._by_number[episode.number] = episode
 
     def remove(self, episode: Episode) -> None:
         """Forgets it; its place among the due times goes when it comes to the front."""
+        self.frozen.changing(episode.number)
         del self._by_key[episode.key]
         del self._by_number[episode.number]
 
     def all(self) -> list[Episode]:
         """All of them in the order of their numbers."""
         return [self._by_number[number] for number in sorted(self._by_number)]
+
+    def load(self, data: bytes) -> Episode:
+        """Takes in one of a snapshot; its owner sets the timers."""
+        stored = metrics_record_pb2.EpisodeRecord.FromString(data)
+        episode = Episode(
+            number=stored.number,
+            key=(stored.timeline_id, stored.student_id, stored.app_name, stored.pattern_group),
+            severity=stored.severity,
+            opened_ms=stored.opened_ms,
+            hold_until_ms=stored.hold_until_ms,
+            closed_ms=stored.closed_ms,
+            due_ms=stored.due_ms,
+        )
+        if episode.key in self._by_key or episode.number in self._by_number:
+            raise ValueError(f"the episode {episode.number} is there twice")
+        self.add(episode)
+        return episode
 
     # --- replayed timelines
 
@@ -112,3 +136,20 @@ class Episodes:
     def forget_timeline(self, timeline_id: str) -> None:
         """Its due times; the episodes must be removed one by one."""
         self._due.pop(timeline_id, None)
+
+
+def encode_episode(number: int, episode: Episode) -> bytes:
+    """An episode as an `EpisodeRecord`."""
+    timeline_id, student_id, app_name, pattern_group = episode.key
+    return metrics_record_pb2.EpisodeRecord(
+        number=number,
+        timeline_id=timeline_id,
+        student_id=student_id,
+        app_name=app_name,
+        pattern_group=pattern_group,
+        severity=episode.severity,
+        opened_ms=episode.opened_ms,
+        hold_until_ms=episode.hold_until_ms,
+        closed_ms=episode.closed_ms,
+        due_ms=episode.due_ms,
+    ).SerializeToString(deterministic=True)

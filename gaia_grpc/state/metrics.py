@@ -12,7 +12,7 @@ metric, however many students there are.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,6 +25,7 @@ from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
 from gaia_grpc.state.packing import MAX_TIME_MS, decode_column
 from gaia_grpc.state.patterns import ERROR_TYPES
 from gaia_grpc.state.refusal import OUT_OF_RANGE, invalid, not_found, refused
+from gaia_grpc.state.snapshot import Part
 from gaia_grpc.state.sources import Admission, Sources
 from gaia_grpc.state.timelines import Key, Timeline, Timelines
 from gaia_grpc.state.windows import RETAINED_WINDOWS, StudentWindow, Summary
@@ -66,6 +67,7 @@ class MetricsTable:
             "get_aggregate": self.get_aggregate,
             "list_aggregates": self.list_aggregates,
         }
+        self.parts: Sequence[Part] = (self._sources.section(), *timelines.sections())
 
     def settings_changed(self) -> None:
         """The length of the window holds from now on; what was forgotten stays so."""

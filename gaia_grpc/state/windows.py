@@ -63,6 +63,13 @@ class Series:
         self.times = array("q")
         self.values = array("q")
 
+    def copy(self) -> Series:
+        """For a snapshot."""
+        copied = Series()
+        copied.times = self.times[:]
+        copied.values = self.values[:]
+        return copied
+
     def extend(self, times: list[int], values: array[int]) -> None:
         """Adds metrics in any order."""
         ordered = sorted(times)
@@ -165,14 +172,21 @@ class StudentWindow:
         "accepted_total",
         "classroom_id",
         "encoded",
+        "key",
         "late_total",
         "series",
+        "snapshot",
         "swept_ms",
+        "timeline_id",
         "touched_ms",
         "version",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, timeline_id: str = "", key: tuple[str, str] = ("", "")) -> None:
+        self.timeline_id = timeline_id
+        self.key = key
+        """(student_id, app_name)."""
+        self.snapshot = 0
         self.classroom_id = ""
         self.series: dict[str, Series] = {}
         self.accepted_total = 0
@@ -188,6 +202,18 @@ class StudentWindow:
         self._cached_from_ms = 0
         self._cached_until_ms = 0
         self._cached_span_ms = 0
+
+    def copy(self) -> StudentWindow:
+        """For a snapshot; what was asked for is not part of it."""
+        copied = StudentWindow(self.timeline_id, self.key)
+        copied.classroom_id = self.classroom_id
+        copied.series = {name: series.copy() for name, series in self.series.items()}
+        copied.accepted_total = self.accepted_total
+        copied.late_total = self.late_total
+        copied.version = self.version
+        copied.touched_ms = self.touched_ms
+        copied.swept_ms = self.swept_ms
+        return copied
 
     def add(self, metric_type: str, times: list[int], values: array[int], cut_ms: int) -> None:
         """Adds one column; what is at or before `cut_ms` may be forgotten."""
