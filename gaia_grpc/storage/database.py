@@ -6,6 +6,9 @@ Pragmas and why:
   in a shared mapping.
 - `wal_autocheckpoint=0`: SQLite ignores errors of its automatic checkpoints, and a swallowed fsync
   error is the one thing a log must not have. `checkpoint` is called explicitly instead.
+- `auto_vacuum=INCREMENTAL`: a database that was created with it can shrink, a step at a time; one
+  that was created without only uses its free pages again.
+- `secure_delete=FAST`: zeroing removed entries would write each of their pages to the journal.
 - `fullfsync`: on macOS plain fsync does not reach the medium.
 - `cell_size_check`, `quick_check` at open: structural damage shows at the start and not later.
 """
@@ -33,8 +36,12 @@ APPLICATION_ID = 0x47414941
 JOURNAL_LIMIT_BYTES = 64 * 1024 * 1024
 """A journal that grew beyond this (one huge transaction) is cut back at its next reset."""
 
+INCREMENTAL = 2
+"""What `PRAGMA auto_vacuum` answers for a database that can shrink."""
+
 _PRAGMAS = (
     "PRAGMA locking_mode=EXCLUSIVE",
+    "PRAGMA auto_vacuum=INCREMENTAL",
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
     "PRAGMA fullfsync=ON",
@@ -42,6 +49,7 @@ _PRAGMAS = (
     "PRAGMA wal_autocheckpoint=0",
     f"PRAGMA journal_size_limit={JOURNAL_LIMIT_BYTES}",
     "PRAGMA temp_store=MEMORY",
+    "PRAGMA secure_delete=FAST",
     "PRAGMA cell_size_check=ON",
     "PRAGMA trusted_schema=OFF",
 )

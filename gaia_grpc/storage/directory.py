@@ -3,7 +3,7 @@
     DIR/lock                held (flock) while a process uses the directory; holds its pid
     DIR/raft.db (-wal)      meta rows, hard state, entries: see `sqlite_log`
     DIR/acknowledged.mark   number of the last acknowledged commit: see `wal_check`
-    DIR/snapshots/          reserved for snapshot files
+    DIR/snapshots/          snapshot files: see `snapshots`
 
 The `peer_uuid` is minted with the directory and dies with it: a wiped peer comes back as somebody
 else, so it can't vote from a memory that it does not have. The boot counter grows durably at each
@@ -24,7 +24,9 @@ from pathlib import Path
 from gaia_grpc.errors import IdentityRefusedError, StartupError, invariant
 from gaia_grpc.raft.types import Entry, HardState, NodeId
 from gaia_grpc.storage.database import APPLICATION_ID, Database, fsync_directory, translate
+from gaia_grpc.storage.files import SystemFiles
 from gaia_grpc.storage.rows import base_crc, damaged, hard_state_crc, meta_crc
+from gaia_grpc.storage.snapshots import FileSnapshotStore
 from gaia_grpc.storage.sqlite_log import SqliteLog, write_entries, write_hard_state
 from gaia_grpc.storage.wal_check import Mark
 
@@ -32,6 +34,7 @@ FORMAT = 1
 DATABASE_NAME = "raft.db"
 MARK_NAME = "acknowledged.mark"
 LOCK_NAME = "lock"
+SNAPSHOTS_NAME = "snapshots"
 
 _SCHEMA = (
     "CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL, crc INTEGER NOT NULL)",
@@ -56,14 +59,24 @@ class Identity:
 
 
 class DataDirectory:
-    """An opened data directory. `log` is its storage; close the directory, not the log."""
+    """An opened data directory. `log` is its storage; close the directory, not the log.
+
+    `snapshots` are its snapshot files, at the start only the one that the log was loaded with.
+    """
 
     def __init__(
-        self, path: Path, lock: int, database: Database, log: SqliteLog, identity: Identity
+        self,
+        path: Path,
+        lock: int,
+        database: Database,
+        log: SqliteLog,
+        snapshots: FileSnapshotStore,
+        identity: Identity,
     ) -> None:
         """Use `open`."""
         self.path = path
         self.log = log
+        self.snapshots = snapshots
         self._lock = lock
         self._database = database
         self._identity = identity
@@ -83,25 +96,31 @@ class DataDirectory:
             except OSError as error:
                 raise StartupError(f"{path}: can't be written: {error.strerror}") from error
             undo.callback(mark.close, sync=False)
+            snapshots = _open_snapshots(path)
             database = Database(path / DATABASE_NAME)
             undo.callback(database.abandon)
             if database.is_blank():
                 if mark.read() > 0:
                     raise damaged(str(database.path), "it is empty, but was written to before")
+                if snapshots.latest() is not None:
+                    raise damaged(str(database.path), "it is empty, but snapshots are here")
                 _create(database, node_id)
                 database.close()
                 database = Database(path / DATABASE_NAME)
                 undo.callback(database.abandon)
             identity = _read_identity(database, path, node_id)
-            log = SqliteLog(database, mark)
-            state = log.load().hard_state
+            log = SqliteLog(database, mark, snapshots)
+            restored = log.load()
+            snapshots.drop_newer(restored.snapshot)
+            if restored.snapshot is not None:
+                snapshots.drop_older(restored.snapshot)
             identity = replace(identity, boot=identity.boot + 1)
             with database.transaction("counting the boot") as connection:
                 _put_meta(connection, "boot", str(identity.boot))
-                write_hard_state(connection, state, log.number + 1)
+                write_hard_state(connection, restored.hard_state, log.number + 1)
             log.acknowledge(log.number + 1)
             undo.pop_all()
-        return cls(path, lock, database, log, identity)
+        return cls(path, lock, database, log, snapshots, identity)
 
     def identity(self) -> Identity:
         """Who this peer is."""
@@ -113,7 +132,9 @@ class DataDirectory:
         if self._identity.cluster_id is not None:
             return False
         restored = self.log.load()
-        return restored.hard_state == HardState() and not restored.entries
+        if restored.snapshot is not None or restored.entries:
+            return False
+        return restored.hard_state == HardState()
 
     def found(self, cluster_id: str, entries: Sequence[Entry], hard_state: HardState) -> None:
         """Writes the founding record: cluster id, first entries and hard state, all or nothing.
@@ -160,6 +181,18 @@ class DataDirectory:
         finally:
             os.close(self._lock)
             self._lock = -1
+
+
+def _open_snapshots(path: Path) -> FileSnapshotStore:
+    """Opens DIR/snapshots, made where it is missing (older directories have none)."""
+    folder = path / SNAPSHOTS_NAME
+    try:
+        if not folder.is_dir():
+            folder.mkdir(mode=0o700)
+            fsync_directory(path)
+        return FileSnapshotStore(SystemFiles(folder))
+    except OSError as error:
+        raise StartupError(f"{folder}: can't be written: {error.strerror}") from error
 
 
 def _lock_directory(path: Path) -> int:

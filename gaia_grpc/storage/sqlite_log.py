@@ -14,9 +14,13 @@ how far the database got; `acknowledged.mark` beside it tells how far it had bee
 Each row carries the CRC of `rows`. Entries are contiguous from base + 1; `commit_index` is written
 in the same transaction as what it covers, so it never points beyond the last entry.
 
+Compaction moves the base in one small transaction. Rows at or before the base are rubbish from then
+on: nobody reads them, and `maintain` removes them some at a time. So no state in between needs
+repair, and an installed snapshot costs the same small transaction as an own one.
+
 What stops a start: a bad CRC, a gap, a missing row, a commit index or a mark beyond the last entry
-or commit, and anything SQLite calls malformed. A torn last commit is none of these: SQLite drops
-it.
+or commit, a base without the snapshot that stands for it, and anything SQLite calls malformed. A
+torn last commit is none of these: SQLite drops it.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from pathlib import Path
 from gaia_grpc.errors import StorageError, StorageFailedError, invariant
 from gaia_grpc.raft.types import (
     Entry,
+    EntryId,
     EntryKind,
     HardState,
     Index,
@@ -38,8 +43,9 @@ from gaia_grpc.raft.types import (
     Term,
     WriteBatch,
 )
-from gaia_grpc.storage.database import Database, translate
+from gaia_grpc.storage.database import INCREMENTAL, Database, translate
 from gaia_grpc.storage.rows import base_crc, damaged, entry_crc, hard_state_crc
+from gaia_grpc.storage.snapshots import FileSnapshotStore, choose_snapshot
 from gaia_grpc.storage.wal_check import Mark
 
 PAGE_BYTES = 4096
@@ -48,8 +54,20 @@ MAINTAIN_PAGES = 1000
 FORCE_PAGES = 8 * MAINTAIN_PAGES
 """`write` does it itself from here on, should nobody call `maintain`."""
 
+REMOVE_ROWS = 512
+REMOVE_BYTES = 1024 * 1024
+"""One step of `maintain` removes up to this much rubbish: a millisecond or two."""
+KEEP_FREE_PAGES = 1024
+VACUUM_PAGES = 256
+"""Free pages beyond 4 MB go back to the file system, 1 MB a step."""
+
 _INSERT = "INSERT INTO entries(log_index, term, kind, number, data, crc) VALUES (?,?,?,?,?,?)"
 _DELETE = "DELETE FROM entries WHERE log_index >= ?"
+_DELETE_RUBBISH = "DELETE FROM entries WHERE log_index <= ?"
+_RUBBISH = (
+    "SELECT log_index, length(data) FROM entries WHERE log_index <= ? ORDER BY log_index LIMIT ?"
+)
+_BASE = "UPDATE base SET log_index=?, term=?, crc=? WHERE id=1"
 _HARD_STATE = (
     "UPDATE hard_state SET term=?, voted_for=?, commit_index=?, number=?, crc=? WHERE id=1"
 )
@@ -84,15 +102,25 @@ def write_entries(connection: sqlite3.Connection, entries: Sequence[Entry], numb
     )
 
 
+def write_base(connection: sqlite3.Connection, base: EntryId) -> None:
+    """Replaces the base row inside the caller's transaction."""
+    connection.execute(_BASE, (base.index, base.term, base_crc(base.index, base.term)))
+
+
 class SqliteLog:
     """`LogStorage` on SQLite. Made by `DataDirectory`, which owns schema, meta rows and lock."""
 
-    def __init__(self, database: Database, mark: Mark) -> None:
+    def __init__(self, database: Database, mark: Mark, snapshots: FileSnapshotStore) -> None:
         self._database = database
         self._mark = mark
+        self._snapshots = snapshots
         self._path: Path = database.path
         self._number = 0
         self._last_index = 0
+        self._base = EntryId(Term(0), Index(0))
+        self._target: EntryId | None = None
+        self._rubbish = True
+        self._vacuum = True
         self._pages = 0
         self._restored: Restored | None = None
         self._hard_state = HardState()
@@ -113,25 +141,36 @@ class SqliteLog:
         try:
             state, state_number = self._read_hard_state()
             base = self._read_base()
-            entries, entries_number = self._read_rows(Index(0), -1, Index(base + 1))
+            after = Index(base.index + 1)
+            entries, entries_number = self._read_rows(after, -1, after)
         except sqlite3.Error as error:
             raise translate(error, self._path, "reading the log") from error
-        last_index = base + len(entries)
+        last_index = base.index + len(entries)
         number = max(state_number, entries_number)
         if state.commit_index > last_index:
             raise self._damaged(f"commit index {state.commit_index} is beyond entry {last_index}")
         acknowledged = self._mark.read()
         if acknowledged > number:
             raise self._damaged(f"commit {acknowledged} was acknowledged, but {number} is the last")
-        if base > 0:
-            raise self._damaged("the log begins behind a snapshot that is not here")
+        snapshot = choose_snapshot(
+            [info.meta for info in self._snapshots.complete()],
+            base,
+            lambda index: entries[index - after].term if after <= index <= last_index else None,
+        )
+        if base.index > 0 and snapshot is None:
+            raise self._damaged(f"the log begins behind entry {base.index}, but no snapshot of it")
         self._number, self._last_index, self._loaded = number, last_index, True
         self._hard_state = state
-        self._restored = Restored(state, entries)
+        self._base = base
+        self._restored = Restored(state, entries, snapshot, base)
         return self._restored
 
     def read_entries(self, first: Index, count: int) -> tuple[Entry, ...]:
-        """Up to `count` entries from `first` on; raises `StorageDamagedError`."""
+        """Up to `count` entries from `first`, or from behind the base, on.
+
+        Raises `StorageDamagedError`.
+        """
+        first = Index(max(first, self._base.index + 1))
         try:
             return self._read_rows(first, count, first)[0]
         except sqlite3.Error as error:
@@ -182,7 +221,7 @@ class SqliteLog:
             raise self._damaged("the hard state row fails its check")
         return HardState(Term(term), NodeId(voted_for), Index(commit_index)), number
 
-    def _read_base(self) -> int:
+    def _read_base(self) -> EntryId:
         rows = self._database.connection.execute("SELECT log_index, term, crc FROM base").fetchall()
         if len(rows) != 1:
             raise self._damaged("the base row is missing")
@@ -192,7 +231,7 @@ class SqliteLog:
             and crc == base_crc(index, term)
         ):
             raise self._damaged("the base row fails its check")
-        return int(index)
+        return EntryId(Term(term), Index(index))
 
     def _damaged(self, what: str) -> StorageError:
         return damaged(str(self._path), what)
@@ -204,33 +243,62 @@ class SqliteLog:
         invariant(self._loaded, "write before load")
         if self._closed:
             raise StorageFailedError(f"{self._path}: written to after close")
-        if not any(batch.entries or batch.hard_state for batch in batches):
+        if not any(batch.entries or batch.hard_state or batch.snapshot for batch in batches):
             return
+        for batch in batches:
+            if batch.snapshot is not None:
+                # Before the transaction: a base without its snapshot would be no log at all.
+                self._snapshots.promote(batch.snapshot)
         number = self._number + 1
-        last_index = self._last_index
         size = 0
+        base, last_index = self._base, self._last_index
+        # Only the last hard state counts: they are all in the same transaction.
+        states = [batch.hard_state for batch in batches if batch.hard_state is not None]
+        state = states[-1] if states else self._hard_state
         with self._database.transaction("writing the log") as connection:
             for batch in batches:
+                if batch.snapshot is not None:
+                    invariant(batch.snapshot.index > base.index, "a snapshot before the log")
+                    base = EntryId(batch.snapshot.term, batch.snapshot.index)
+                    connection.execute(_DELETE, (base.index + 1,))
+                    last_index = base.index
                 if batch.entries:
                     first = batch.entries[0].index
-                    invariant(0 < first <= last_index + 1, f"entry {first} leaves a gap")
+                    invariant(base.index < first <= last_index + 1, f"entry {first} leaves a gap")
                     if first <= last_index:
                         connection.execute(_DELETE, (first,))
                     write_entries(connection, batch.entries, number)
                     last_index = batch.entries[-1].index
                     invariant(last_index - first + 1 == len(batch.entries), "entries have a gap")
                     size += sum(len(entry.data) for entry in batch.entries)
-            # Only the last hard state counts: they are all in the same transaction.
-            states = [batch.hard_state for batch in batches if batch.hard_state is not None]
-            if states:
-                write_hard_state(connection, states[-1], number)
-                self._hard_state = states[-1]
+            if base != self._base:
+                write_base(connection, base)
+            if states or base != self._base:
+                write_hard_state(connection, state, number)
+        self._hard_state = state
         self._last_index = last_index
         self._restored = None
+        self._moved(base)
         self.acknowledge(number)
         self._pages += 3 + size // PAGE_BYTES
         if self._pages >= FORCE_PAGES:
             self._checkpoint()
+
+    def compact(self, base: EntryId) -> None:
+        """See `LogStorage.compact`; a base that is not ahead of the present one is no change."""
+        if base.index <= self._base.index:
+            return
+        newest = self._snapshots.latest()
+        invariant(newest is not None and newest.meta.index >= base.index, "no snapshot stands in")
+        invariant(base.index <= self._last_index, "the base is beyond the log")
+        self._target = base
+
+    def _moved(self, base: EntryId) -> None:
+        if base != self._base:
+            self._base = base
+            self._rubbish = True
+        if self._target is not None and self._target.index <= base.index:
+            self._target = None
 
     def acknowledge(self, number: int) -> None:
         """Notes that commit `number` is on disk; also called for the directory's own commits."""
@@ -252,10 +320,59 @@ class SqliteLog:
         """The hard state of the last commit."""
         return self._hard_state
 
+    @property
+    def needs_maintenance(self) -> bool:
+        """True as long as `maintain` would find something to remove."""
+        return not self._closed and (self._rubbish or self._vacuum or self._target is not None)
+
     def maintain(self) -> None:
-        """Moves the journal into the database when it has grown; raises like `write`."""
-        if self._pages >= MAINTAIN_PAGES and not self._closed:
+        """One step of each: removing what was compacted, giving space back, moving the journal
+        into the database. Each is a few milliseconds at most; raises like `write`.
+        """
+        if self._closed:
+            return
+        if self._rubbish or self._target is not None:
+            self._remove_some()
+        elif self._vacuum:
+            self._give_space_back()
+        if self._pages >= MAINTAIN_PAGES:
             self._checkpoint()
+
+    def _remove_some(self) -> None:
+        """Moves the base where that is due, and removes some rows before it."""
+        base = self._target or self._base
+        number = self._number + 1
+        upto = rows = size = 0
+        with self._database.transaction("compacting the log") as connection:
+            with closing(connection.execute(_RUBBISH, (base.index, REMOVE_ROWS))) as found:
+                for index, data_bytes in found:
+                    upto, rows, size = index, rows + 1, size + data_bytes
+                    if size >= REMOVE_BYTES:
+                        break
+            if rows:
+                connection.execute(_DELETE_RUBBISH, (upto,))
+            if base != self._base:
+                write_base(connection, base)
+            if rows or base != self._base:
+                # The number of a removed row must not be missed: the mark stands for it.
+                write_hard_state(connection, self._hard_state, number)
+        if rows or base != self._base:
+            self._restored = None
+            self._moved(base)
+            self.acknowledge(number)
+            self._pages += 4 + rows // 16
+        self._rubbish = rows > 0
+        self._vacuum = self._vacuum or rows > 0
+
+    def _give_space_back(self) -> None:
+        with self._database.transaction("giving space back") as connection:
+            (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+            (mode,) = connection.execute("PRAGMA auto_vacuum").fetchone()
+            self._vacuum = mode == INCREMENTAL and free > KEEP_FREE_PAGES
+            if self._vacuum:
+                pages = min(VACUUM_PAGES, free - KEEP_FREE_PAGES)
+                connection.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+                self._pages += 2 * pages
 
     def _checkpoint(self) -> None:
         self._database.checkpoint()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -36,8 +37,7 @@ def test_identity_outlives_restarts_and_the_boot_counter_grows(directory: Path) 
 def test_a_wiped_directory_is_somebody_else(directory: Path) -> None:
     first = DataDirectory.open(directory / "n1", N1)
     first.close()
-    for file in (directory / "n1").iterdir():
-        file.unlink()
+    shutil.rmtree(directory / "n1")
     second = DataDirectory.open(directory / "n1", N1)
     second.close()
     assert first.identity().peer_uuid != second.identity().peer_uuid

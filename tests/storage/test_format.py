@@ -60,7 +60,8 @@ def test_file_layout(directory: Path) -> None:
         assert (meta["format"], meta["node_id"], meta["cluster_id"]) == ("1", "n1", "c1")
     finally:
         connection.close()
-    assert {file.name for file in directory.iterdir()} == {"lock", "raft.db", "acknowledged.mark"}
+    names = {file.name for file in directory.iterdir()}
+    assert names == {"lock", "raft.db", "acknowledged.mark", "snapshots"}
 
 
 def test_bytes_of_the_mark(directory: Path) -> None:
