@@ -38,6 +38,14 @@ class LogStorage(Protocol):
         """
         ...
 
+    @property
+    def needs_maintenance(self) -> bool:
+        """True while `maintain` has compacted rows to remove or space to give back.
+
+        Worth more calls while nothing is to be written; a full disk leaves it True.
+        """
+        ...
+
     def maintain(self) -> None:
         """Housekeeping that may take milliseconds; best called (on the writer thread) after the
         completion of a write was handed on. Raises like `write`.

@@ -120,6 +120,11 @@ class MemoryLog:
         invariant(base.index <= self._last_index, "the base is beyond the log")
         self._target = base
 
+    @property
+    def needs_maintenance(self) -> bool:
+        """True until `maintain` moved the base."""
+        return self._target is not None and not self._closed
+
     def maintain(self) -> None:
         """Moves the base where `compact` asked for it; raises like `write`."""
         if self._target is None or self._closed:
