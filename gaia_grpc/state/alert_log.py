@@ -18,6 +18,7 @@ from typing import Final, TypeAlias
 from gaia.alert.v1 import alert_pb2
 from gaia.command.v1 import metrics_record_pb2
 
+from gaia_grpc.state.refusal import unimplemented
 from gaia_grpc.state.snapshot import Section
 
 SCANNED_AT_MOST: Final = 10_000
@@ -63,6 +64,18 @@ class Selection:
     def matches(self, student_id: str, severity: int) -> bool:
         """Whether a record of the timeline and classroom is wanted."""
         return severity >= self.min_severity and self.student_id in ("", student_id)
+
+
+def select_by(wanted: alert_pb2.AlertFilter) -> Selection:
+    """The selection of a filter. Rosters come later, so a teacher's classrooms are unknown yet."""
+    if wanted.teacher_id:
+        raise unimplemented("filter.teacher_id")
+    return Selection(
+        timeline_id=wanted.timeline_id,
+        classroom_id=wanted.classroom_id,
+        student_id=wanted.student_id,
+        min_severity=wanted.min_severity,
+    )
 
 
 Scope: TypeAlias = tuple[str, str]

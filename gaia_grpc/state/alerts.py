@@ -17,7 +17,7 @@ from gaia.alert.v1 import alert_pb2
 from gaia.command.v1 import command_pb2, metrics_record_pb2, query_pb2
 
 from gaia_grpc.state import page_tokens, topics
-from gaia_grpc.state.alert_log import SCANNED_AT_MOST, AlertLog, EventRecord, ScopeIndex, Selection
+from gaia_grpc.state.alert_log import SCANNED_AT_MOST, AlertLog, EventRecord, ScopeIndex, select_by
 from gaia_grpc.state.alert_record import AlertRecord, decode_alert, encode_alert
 from gaia_grpc.state.alert_text import describe
 from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
@@ -31,7 +31,6 @@ from gaia_grpc.state.refusal import (
     invalid,
     not_found,
     refused,
-    unimplemented,
 )
 from gaia_grpc.state.snapshot import Frozen, Part, records_section, single_section
 from gaia_grpc.state.timelines import LIVE, Key, Timeline, Timelines
@@ -67,7 +66,12 @@ class AlertsTable:
         self._frozen = Frozen(self._records, lambda _, record: encode_alert(record, self._log))
         self.parts: Sequence[Part] = (
             self._log.section(),
-            single_section("alert_counters", self._encode_counters, self._load_counters),
+            single_section(
+                "alert_counters",
+                self._encode_counters,
+                self._load_counters,
+                loaded=self._read_settings,
+            ),
             records_section("alert", self._frozen, self._load),
             records_section("episode", self._episodes.frozen, self._load_episode),
         )
@@ -383,15 +387,3 @@ class AlertsTable:
         ):
             raise ValueError(f"the episode {episode.number} has no alert")
         self._set_timer(episode)
-
-
-def select_by(wanted: alert_pb2.AlertFilter) -> Selection:
-    """The selection of a filter. Rosters come later, so a teacher's classrooms are unknown yet."""
-    if wanted.teacher_id:
-        raise unimplemented("filter.teacher_id")
-    return Selection(
-        timeline_id=wanted.timeline_id,
-        classroom_id=wanted.classroom_id,
-        student_id=wanted.student_id,
-        min_severity=wanted.min_severity,
-    )

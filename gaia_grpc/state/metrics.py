@@ -67,7 +67,10 @@ class MetricsTable:
             "get_aggregate": self.get_aggregate,
             "list_aggregates": self.list_aggregates,
         }
-        self.parts: Sequence[Part] = (self._sources.section(), *timelines.sections())
+        self.parts: Sequence[Part] = (
+            self._sources.section(),
+            *timelines.sections(self._read_settings),
+        )
 
     def settings_changed(self) -> None:
         """The length of the window holds from now on; what was forgotten stays so."""

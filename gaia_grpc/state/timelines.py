@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Final, TypeAlias
 
@@ -198,10 +198,13 @@ class Timelines:
 
     # --- snapshots
 
-    def sections(self) -> tuple[Section, Section]:
-        """The timelines, then the windows of each, both in the order in which they were made."""
+    def sections(self, read_settings: Callable[[], None]) -> tuple[Section, Section]:
+        """The timelines, then the windows of each, both in the order in which they were made.
+
+        `read_settings` calls `keep_for`, before it is set when windows are idle.
+        """
         return (
-            Section("timeline", self._freeze_timelines, self._load_timeline),
+            Section("timeline", self._freeze_timelines, self._load_timeline, loaded=read_settings),
             Section(
                 "window",
                 self._freeze_windows,

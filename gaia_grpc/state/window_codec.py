@@ -66,7 +66,7 @@ def decode_window(stored: metrics_record_pb2.WindowRecord) -> StudentWindow:
 def take_in(window: StudentWindow, stored: metrics_record_pb2.WindowRecord) -> None:
     """Adds the series of one piece. Raises `ValueError` where they can't be."""
     for piece in stored.series:
-        if piece.count < 1:
+        if not 1 <= piece.count <= PIECE_METRICS:
             raise ValueError(f"a series of {piece.count} metrics")
         series = window.series.get(piece.metric_type)
         if series is None:
