@@ -59,7 +59,7 @@ class ClusterService(ClusterControlCalls):
     ) -> cluster_pb2.ListLogEntriesResponse:
         """A page of this peer's committed log, without content."""
         self._ingress.check(request)
-        first = page_start(request)
+        first = max(page_start(request), self._log.status().first_log_index)
         count = request.page_size or DEFAULT_LOG_PAGE_SIZE
         entries = await self._log.log_entries(first, count)
         commit_index = self._log.status().commit_index

@@ -15,33 +15,29 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import grpc
-from gaia.cluster.v1 import cluster_pb2
-
-from gaia_grpc.client import Client
 from gaia_grpc.errors import ConfigError, StartupError
 from gaia_grpc.testing.aio import AsyncCluster
 from gaia_grpc.testing.guard import GUARD
-from gaia_grpc.testing.probe import Probe
+from gaia_grpc.testing.observed import START_TIMEOUT_S, ObservedCluster
 from gaia_grpc.testing.process import PROGRAM, PeerProcess, free_ports, peer_environment
 
-START_TIMEOUT_S = 20.0
 START_ATTEMPTS = 5
-POLL_S = 0.02
 STOP_TIMEOUT_S = 15.0
 
 LIVE: set[Cluster] = set()
 """Clusters that are up: their logs are shown where a test fails, and the guard knows them."""
 
 
-class Cluster:
+class Cluster(ObservedCluster):
     """Peers n1, n2, ... in a temporary directory, gone with everything at `stop`."""
 
     def __init__(
@@ -54,6 +50,7 @@ class Cluster:
         program: Sequence[str] = PROGRAM,
         arguments: Iterable[str] = (),
         log_level: str = "info",
+        backup: Path | None = None,
     ) -> None:
         """Starts nothing yet.
 
@@ -65,16 +62,17 @@ class Cluster:
             program: what Python is to run for a peer, before `serve ...`.
             arguments: further arguments of `gaia serve`.
             log_level: level of the peers' logs.
+            backup: a file of `gaia backup`: n1 begins with it, and the other peers join n1.
         """
+        super().__init__()
         self._count = peers
         self._settings = dict(settings or {})
         self._environment = peer_environment(environment)
         self._environment_of = dict(environment_of or {})
         self._program = tuple(program)
         self._arguments = (*arguments, "--log-level", log_level)
+        self._backup = backup
         self._root: Path | None = None
-        self._peers: dict[str, PeerProcess] = {}
-        self._probe = Probe()
         self.start_seconds = 0.0
         """How long the latest `start` took until a leader accepted writes."""
         self.aio = AsyncCluster(self)
@@ -95,10 +93,14 @@ class Cluster:
         for attempt in range(1, START_ATTEMPTS + 1):
             began = time.monotonic()
             self._prepare()
-            for node_id in self._peers:
-                self._spawn(node_id)
             try:
+                if self._backup is not None:
+                    self._restore(self._backup)
+                for node_id in self._peers:
+                    self._spawn(node_id)
                 self.wait_ready(timeout)
+                while len(self._peers) < self._count:
+                    self.join(f"n{len(self._peers) + 1}", timeout)
             except StartupError:
                 clash = any("in use" in peer.log() for peer in self._peers.values())
                 if clash and attempt < START_ATTEMPTS:
@@ -117,17 +119,29 @@ class Cluster:
     def _prepare(self) -> None:
         self._root = Path(tempfile.mkdtemp(prefix="gaia-test-"))
         GUARD.watch(self._root)
-        ports = free_ports(2 * self._count)
+        count = self._count if self._backup is None else 1
+        ports = free_ports(2 * count)
         self._peers = {
             f"n{number}": PeerProcess(
                 f"n{number}", self._root, (ports[2 * number - 2], ports[2 * number - 1])
             )
-            for number in range(1, self._count + 1)
+            for number in range(1, count + 1)
         }
         LIVE.add(self)
 
-    def _spawn(self, node_id: str, arguments: Iterable[str] = ()) -> None:
-        founding = ["--bootstrap"]
+    def _restore(self, backup: Path) -> None:
+        """As a person does it: `gaia restore` makes the directory of the first peer."""
+        first = self._peers["n1"]
+        command = [sys.executable, *PROGRAM, "restore", str(backup), "--node-id", "n1"]
+        command += ["--data-dir", str(first.data_dir), "--peer-listen", first.peer_address]
+        done = subprocess.run(
+            command, env=self._environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        if done.returncode:
+            raise StartupError(f"gaia restore failed: {done.stderr.strip()}")
+
+    def _spawn(self, node_id: str, arguments: Iterable[str] = (), how: str = "--bootstrap") -> None:
+        founding = [how]
         for name, address in self.peer_addresses(node_id).items():
             founding += ["--peer", f"{name}={address}"]
         for name, value in self._settings.items():
@@ -191,62 +205,6 @@ class Cluster:
     ) -> None:
         await self.aio.stop()
 
-    # --- what there is ---------------------------------------------------------------------------
-
-    @property
-    def node_ids(self) -> tuple[str, ...]:
-        """All node ids, sorted as founded."""
-        return tuple(self._peers)
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        """Client addresses in the order of `node_ids`."""
-        return tuple(peer.address for peer in self._peers.values())
-
-    @property
-    def answering(self) -> tuple[str, ...]:
-        """Node ids of the peers that run and are not paused."""
-        return tuple(node_id for node_id, peer in self._peers.items() if peer.answering)
-
-    def peer(self, node_id: str) -> PeerProcess:
-        """Process, addresses and files of one peer."""
-        if node_id not in self._peers:
-            raise ConfigError(f"no such peer: {node_id}")
-        return self._peers[node_id]
-
-    def address(self, node_id: str) -> str:
-        """Client address of one peer."""
-        return self.peer(node_id).address
-
-    def log(self, node_id: str) -> str:
-        """Everything that one peer wrote."""
-        return self.peer(node_id).log()
-
-    def logs(self) -> str:
-        """The end of every peer's log, for people."""
-        return "\n".join(
-            f"--- {peer.node_id} (exit code {peer.exit_code}) ---\n{peer.log_tail()}"
-            for peer in self._peers.values()
-        )
-
-    def client(self, **options: Any) -> Client:
-        """A client that knows every peer; connect it with `async with`."""
-        return Client.connect(self.addresses, **options)
-
-    def status(self, node_id: str, *, at_index: int = 0) -> cluster_pb2.GetStatusResponse:
-        """What one peer says of itself; `grpc.RpcError` where it does not answer."""
-        return self._probe.status(self.address(node_id), at_index)
-
-    def statuses(self) -> dict[str, cluster_pb2.GetStatusResponse]:
-        """What each peer that answers says of itself."""
-        found: dict[str, cluster_pb2.GetStatusResponse] = {}
-        for node_id in self.answering:
-            try:
-                found[node_id] = self.status(node_id)
-            except grpc.RpcError:
-                continue
-        return found
-
     # --- faults ----------------------------------------------------------------------------------
 
     def kill(self, *node_ids: str) -> None:
@@ -281,6 +239,31 @@ class Cluster:
         """Starts a peer that has ended, without waiting for anything."""
         self._spawn(node_id, arguments)
 
+    def join(self, node_id: str, timeout: float = START_TIMEOUT_S) -> None:
+        """Adds a peer to the running cluster and waits until it has a vote and the whole log.
+
+        A new name is a further machine; the name of a removed peer a replaced one.
+        """
+        if self._root is None:
+            raise ConfigError("the cluster is not started")
+        if node_id not in self._peers:
+            first, second = free_ports(2)
+            self._peers[node_id] = PeerProcess(node_id, self._root, (first, second))
+            self.wipe(node_id)
+        self._spawn(node_id, how="--join")
+        address = self.peer(node_id).peer_address
+        members = self._probe.add_peer(self.address(self.leader()), node_id, address, timeout)
+        if not any(member.node_id == node_id and member.voter for member in members):
+            raise StartupError(f"{node_id} has no vote: {members}")
+        self.wait_ready(timeout)
+
+    def remove(self, node_id: str, timeout: float = START_TIMEOUT_S) -> None:
+        """Removes a peer from the cluster, and its process where it runs."""
+        others = [name for name in self.answering if name != node_id]
+        self._probe.remove_peer(self.address(others[0]), node_id, timeout)
+        self.peer(node_id).kill()
+        del self._peers[node_id]
+
     def wipe(self, node_id: str) -> None:
         """Removes the data directory of a peer that does not run."""
         peer = self.peer(node_id)
@@ -296,103 +279,3 @@ class Cluster:
             if not peer.running:
                 self._spawn(peer.node_id)
         self.wait_ready(timeout)
-
-    # --- waiting and checking --------------------------------------------------------------------
-
-    def wait_until(
-        self, condition: Callable[[], bool], what: str, timeout: float = START_TIMEOUT_S
-    ) -> None:
-        """Polls until `condition` holds; `TimeoutError` with all logs where it does not."""
-        deadline = time.monotonic() + timeout
-        while not condition():
-            if time.monotonic() >= deadline:
-                raise TimeoutError(f"not within {timeout:g} s: {what}\n{self.logs()}")
-            time.sleep(POLL_S)
-
-    def wait_ready(self, timeout: float = START_TIMEOUT_S) -> str:
-        """Waits until every peer that runs accepts writes under one leader; returns its node id.
-
-        Raises:
-            StartupError: a peer that should run has ended, or time is up.
-        """
-        deadline = time.monotonic() + timeout
-        expected = [node_id for node_id, peer in self._peers.items() if peer.answering]
-        while time.monotonic() < deadline:
-            for node_id in expected:
-                peer = self._peers[node_id]
-                if not peer.running:
-                    raise StartupError(f"{node_id} ended: {peer.log_tail().strip()[-500:]}")
-            statuses = self.statuses()
-            leaders = {status.leader_id for status in statuses.values()}
-            ready = len(statuses) == len(expected) and all(
-                status.writable for status in statuses.values()
-            )
-            if ready and len(leaders) == 1 and leaders & set(expected):
-                return leaders.pop()
-            time.sleep(POLL_S)
-        raise StartupError(f"no leader that all peers follow within {timeout:g} s")
-
-    def leader(self, timeout: float = 10.0) -> str:
-        """Node id of the peer that leads in the highest term and accepts writes."""
-        deadline = time.monotonic() + timeout
-        while True:
-            leading = [
-                (status.term, node_id)
-                for node_id, status in self.statuses().items()
-                if status.role == cluster_pb2.PEER_ROLE_LEADER and status.writable
-            ]
-            if leading:
-                return max(leading)[1]
-            if time.monotonic() >= deadline:
-                raise TimeoutError(f"no leader within {timeout:g} s\n{self.logs()}")
-            time.sleep(POLL_S)
-
-    def follower(self, timeout: float = 10.0) -> str:
-        """Node id of some answering peer that does not lead."""
-        leader = self.leader(timeout)
-        return next(node_id for node_id in self.answering if node_id != leader)
-
-    def wait_applied_equal(self, timeout: float = 10.0) -> int:
-        """Waits until every answering peer applied all that was committed when it was called.
-
-        Returns:
-            That index.
-        """
-        self.leader(timeout)
-        target = max(status.commit_index for status in self.statuses().values())
-
-        def caught_up() -> bool:
-            statuses = self.statuses()
-            return len(statuses) == len(self.answering) and all(
-                status.applied_index >= target for status in statuses.values()
-            )
-
-        self.wait_until(caught_up, f"all peers applied index {target}", timeout)
-        return target
-
-    def assert_equal_logs_and_hashes(self, timeout: float = 10.0) -> int:
-        """All answering peers have the same log and the same state hash.
-
-        Returns:
-            The index up to which they were compared.
-
-        Raises:
-            AssertionError: they differ, with the first difference.
-        """
-        index = self.wait_applied_equal(timeout)
-        hashes = {
-            node_id: self.status(node_id, at_index=index).state_hash.hex()
-            for node_id in self.answering
-        }
-        if len(set(hashes.values())) != 1 or not all(hashes.values()):
-            raise AssertionError(f"state hashes differ at index {index}: {hashes}")
-        entries = {
-            node_id: self._probe.entries(self.address(node_id), index) for node_id in self.answering
-        }
-        first = next(iter(entries))
-        for node_id, log in entries.items():
-            for place in range(max(len(log), len(entries[first]))):
-                ours, theirs = entries[first][place : place + 1], log[place : place + 1]
-                if ours != theirs:
-                    raise AssertionError(f"logs differ: {first} {ours}, {node_id} {theirs}")
-        return index

@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from gaia_grpc.errors import ConfigError
-from gaia_grpc.testing.cluster import START_TIMEOUT_S, Cluster
+from gaia_grpc.testing.cluster import Cluster
 from gaia_grpc.testing.disk import SmallDisk
 from gaia_grpc.testing.network import Network
+from gaia_grpc.testing.observed import START_TIMEOUT_S
 
 CLIENTS = "clients"
 """The source of all connections of clients."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import grpc
 from gaia.cluster.v1 import cluster_pb2
@@ -58,6 +59,19 @@ class Probe:
             if reached or not page.next_page_token:
                 return found
             request.page_token = page.next_page_token
+
+    def add_peer(
+        self, address: str, node_id: str, peer_address: str, timeout_s: float
+    ) -> Sequence[cluster_pb2.PeerStatus]:
+        """Asks the peer at `address` to add a member; returns all members."""
+        request = cluster_pb2.AddPeerRequest(node_id=node_id, peer_address=peer_address)
+        return self._stub(address).AddPeer(request, timeout=timeout_s).peers
+
+    def remove_peer(self, address: str, node_id: str, timeout_s: float) -> None:
+        """Asks the peer at `address` to remove a member."""
+        self._stub(address).RemovePeer(
+            cluster_pb2.RemovePeerRequest(node_id=node_id), timeout=timeout_s
+        )
 
     def close(self) -> None:
         """Closes the channels; the next question opens new ones."""
