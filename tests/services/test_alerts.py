@@ -12,8 +12,7 @@ from gaia.metrics.v1 import metrics_pb2
 
 from gaia_grpc.errors import UnavailableError
 from gaia_grpc.node.api import ReadConsistency
-from tests.support.fake_node import FakeNode
-from tests.support.served_peer import TIMEOUT_S, ServedPeer, eventually, failure_of, serve_peer
+from tests.support.served_peer import TIMEOUT_S, Serve, ServedPeer, eventually, failure_of
 
 
 async def frustrate(peer: ServedPeer, *student_ids: str, room: str = "room-1") -> None:
@@ -75,12 +74,12 @@ async def test_a_stream_begins_with_progress_and_sends_what_comes(peer: ServedPe
     stream = subscribe(peer, from_now=True)
     progress = await stream.read()
     assert not progress.HasField("event")
-    assert (progress.through_sequence, progress.cluster_id) == (1, "c-test")
+    assert (progress.through_sequence, progress.cluster_id) == (1, peer.node.status().cluster_id)
     await frustrate(peer, "after")
     message = await stream.read()
     assert message.event.alert.student_id == "after"
     assert (message.event.sequence, message.through_sequence) == (2, 2)
-    assert message.cluster_id == "c-test"
+    assert message.cluster_id == peer.node.status().cluster_id
     stream.cancel()
 
 
@@ -110,7 +109,7 @@ async def test_from_now_without_quorum_is_unavailable_and_a_cursor_is_not(
 async def test_a_stream_goes_on_after_its_cursor(peer: ServedPeer) -> None:
     for number in range(5):
         await frustrate(peer, f"s{number}")
-    stream = subscribe(peer, after_sequence=2, cluster_id="c-test")
+    stream = subscribe(peer, after_sequence=2, cluster_id=peer.node.status().cluster_id)
     assert (await stream.read()).through_sequence == 2
     sequences = [(await stream.read()).event.sequence for _ in range(3)]
     assert sequences == [3, 4, 5]
@@ -153,7 +152,7 @@ async def test_a_cursor_of_another_cluster_is_refused(peer: ServedPeer) -> None:
         grpc.StatusCode.FAILED_PRECONDITION,
         "CLUSTER_MISMATCH",
     )
-    assert failure.metadata["cluster_id"] == "c-test"
+    assert failure.metadata["cluster_id"] == peer.node.status().cluster_id
 
 
 async def test_a_cursor_that_was_never_given_out_is_out_of_range(peer: ServedPeer) -> None:
@@ -165,8 +164,8 @@ async def test_a_cursor_that_was_never_given_out_is_out_of_range(peer: ServedPee
     assert peer.node.reads == [ReadConsistency.LOCAL, ReadConsistency.LINEARIZABLE]
 
 
-async def test_events_that_are_gone_are_out_of_range_with_the_oldest() -> None:
-    async with serve_peer(FakeNode({"alert.retained_events": "3"})) as peer:
+async def test_events_that_are_gone_are_out_of_range_with_the_oldest(serve: Serve) -> None:
+    async with serve({"alert.retained_events": "3"}) as peer:
         for number in range(10):
             await frustrate(peer, f"s{number}")
         failure = await failure_of(subscribe(peer, after_sequence=4))
@@ -211,8 +210,8 @@ async def test_the_shared_reads_are_bounded(peer: ServedPeer) -> None:
     assert len(feed._pages) <= 256
 
 
-async def test_a_stream_ends_with_its_cursor_when_the_peer_stops() -> None:
-    async with serve_peer() as peer:
+async def test_a_stream_ends_with_its_cursor_when_the_peer_stops(serve: Serve) -> None:
+    async with serve() as peer:
         stream = subscribe(peer, from_now=True)
         await stream.read()
         await frustrate(peer, "ada")

@@ -12,6 +12,8 @@ from gaia_grpc.errors import ConfigurationRefusedError, UnavailableError
 from gaia_grpc.raft.effects import RoleName
 from tests.support.served_peer import TIMEOUT_S, ServedPeer, failure_of, serve_peer
 
+pytestmark = pytest.mark.twin_only
+
 
 @pytest.mark.parametrize(("asked", "chosen"), [("n2", "n2"), ("", "n3")])
 async def test_leadership_is_handed_over(peer: ServedPeer, asked: str, chosen: str) -> None:

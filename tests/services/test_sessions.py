@@ -17,11 +17,11 @@ from gaia_grpc.services.heartbeats import HeartbeatCollector
 from tests.support.fake_node import FakeNode
 from tests.support.served_peer import (
     TIMEOUT_S,
+    Serve,
     ServedPeer,
     eventually,
     failure_of,
     peer_config,
-    serve_peer,
 )
 
 
@@ -38,7 +38,8 @@ async def test_a_session_registers_with_defaults(peer: ServedPeer) -> None:
     assert session.max_concurrent_tasks == 1
     assert session.health == session_pb2.HEALTH_HEALTHY
     assert response.heartbeat_interval_ms == 10_000
-    assert (response.term, response.applied_index) == (3, peer.node.machine.applied_index)
+    status = peer.node.status()
+    assert (response.term, response.applied_index) == (status.term, status.applied_index)
 
 
 async def test_the_heartbeat_interval_follows_the_settings(peer: ServedPeer) -> None:
@@ -110,11 +111,11 @@ async def test_a_client_id_that_is_no_id_is_refused(peer: ServedPeer) -> None:
     assert list(failure.violations) == ["gaia-client"]
 
 
-async def test_heartbeats_of_one_moment_are_one_entry() -> None:
-    async with serve_peer(heartbeat_collect_ms=50) as peer:
+async def test_heartbeats_of_one_moment_are_one_entry(serve: Serve) -> None:
+    async with serve(heartbeat_collect_ms=50) as peer:
         sessions = [await peer.register(f"s{number}") for number in range(5)]
         before = len(peer.node.commands)
-        peer.node.advance(16_000)
+        await peer.node.let_pass(16_000)
         requests = [
             session_pb2.HeartbeatRequest(session_id=session.session_id, incarnation=1)
             for session in sessions
@@ -134,8 +135,8 @@ async def test_heartbeats_of_one_moment_are_one_entry() -> None:
         assert failure.code is grpc.StatusCode.NOT_FOUND
 
 
-async def test_a_full_batch_of_heartbeats_does_not_wait() -> None:
-    async with serve_peer(heartbeat_collect_ms=100, max_batch_items=2) as peer:
+async def test_a_full_batch_of_heartbeats_does_not_wait(serve: Serve) -> None:
+    async with serve(heartbeat_collect_ms=100, max_batch_items=2) as peer:
         sessions = [await peer.register(f"s{number}") for number in range(4)]
         calls = [
             peer.sessions.Heartbeat(
@@ -152,8 +153,8 @@ async def test_a_full_batch_of_heartbeats_does_not_wait() -> None:
         assert sizes == [2, 2]
 
 
-async def test_the_same_heartbeat_twice_is_sent_once() -> None:
-    async with serve_peer(heartbeat_collect_ms=50) as peer:
+async def test_the_same_heartbeat_twice_is_sent_once(serve: Serve) -> None:
+    async with serve(heartbeat_collect_ms=50) as peer:
         session = await peer.register()
         request = session_pb2.HeartbeatRequest(session_id=session.session_id)
         gone = peer.sessions.Heartbeat(request, timeout=TIMEOUT_S)
@@ -166,8 +167,8 @@ async def test_the_same_heartbeat_twice_is_sent_once() -> None:
         assert len(peer.node.commands[-1].record_heartbeats.heartbeats) == 1
 
 
-async def test_every_heartbeat_of_a_lost_batch_hears_of_it() -> None:
-    async with serve_peer(heartbeat_collect_ms=30) as peer:
+async def test_every_heartbeat_of_a_lost_batch_hears_of_it(serve: Serve) -> None:
+    async with serve(heartbeat_collect_ms=30) as peer:
         sessions = [await peer.register(f"s{number}") for number in range(3)]
         peer.node.error = UnavailableError("no quorum")
         calls = [
@@ -181,8 +182,8 @@ async def test_every_heartbeat_of_a_lost_batch_hears_of_it() -> None:
         assert {failure.reason for failure in failures} == {"NO_QUORUM"}
 
 
-async def test_a_bug_under_a_batch_of_heartbeats_is_told_to_each() -> None:
-    async with serve_peer(heartbeat_collect_ms=30) as peer:
+async def test_a_bug_under_a_batch_of_heartbeats_is_told_to_each(serve: Serve) -> None:
+    async with serve(heartbeat_collect_ms=30) as peer:
         peer.node.broken = KeyError("secret")
         calls = [
             peer.sessions.Heartbeat(
@@ -207,8 +208,8 @@ async def test_a_heartbeat_that_is_not_committed_in_time(peer: ServedPeer) -> No
     peer.node.answers.set()
 
 
-async def test_heartbeats_of_an_outage_are_a_handful_of_entries() -> None:
-    async with serve_peer(heartbeat_collect_ms=0, max_batch_items=100) as peer:
+async def test_heartbeats_of_an_outage_are_a_handful_of_entries(serve: Serve) -> None:
+    async with serve(heartbeat_collect_ms=0, max_batch_items=100) as peer:
         sessions = [await peer.register(f"s{number}") for number in range(30)]
         before = len(peer.node.commands)
         peer.node.answers.clear()

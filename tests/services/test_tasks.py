@@ -14,7 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from gaia_grpc.errors import UnavailableError
 from gaia_grpc.node.api import ReadConsistency
 from gaia_grpc.services.task_specs import content_digest, milliseconds, task_spec
-from tests.support.served_peer import TIMEOUT_S, ServedPeer, eventually, failure_of, serve_peer
+from tests.support.served_peer import TIMEOUT_S, Serve, ServedPeer, eventually, failure_of
 
 
 async def enqueue(peer: ServedPeer, **fields: Any) -> task_pb2.EnqueueTaskResponse:
@@ -108,7 +108,7 @@ async def test_a_failed_attempt_is_scheduled_again_and_a_permanent_one_is_not(
     failed = await peer.tasks.FailTask(request, timeout=TIMEOUT_S)
     assert failed.task.state == task_pb2.TASK_STATE_SCHEDULED
     assert failed.task.retry_count == 1
-    peer.node.advance(1_000)
+    await peer.node.let_pass(1_000)
     (again,) = (await claim(peer, session)).tasks
     request.claim_token, request.permanent = again.claim_token, True
     failed = await peer.tasks.FailTask(request, timeout=TIMEOUT_S)
@@ -244,7 +244,7 @@ async def test_a_wait_that_runs_out_in_log_time_is_empty(peer: ServedPeer) -> No
     session = await peer.register()
     waiting = asyncio.ensure_future(claim(peer, session, wait=Duration(seconds=3)))
     await eventually(lambda: peer.node.waiting == 1)
-    peer.node.advance(3_000)
+    await peer.node.let_pass(3_000)
     assert list((await waiting).tasks) == []
 
 
@@ -293,13 +293,13 @@ async def test_a_wait_that_can_not_be_cancelled_runs_out_by_itself(peer: ServedP
     await eventually(lambda: peer.port.interceptor.calls == 0)
     await peer.port._services.close()
     peer.node.error = None
-    peer.node.advance(3_000)
+    await peer.node.let_pass(3_000)
     stats = await peer.tasks.GetQueueStats(task_pb2.GetQueueStatsRequest(), timeout=TIMEOUT_S)
     assert stats.waiting_claims == 0
 
 
-async def test_many_waiting_claims_do_not_keep_other_calls_out() -> None:
-    async with serve_peer(max_concurrent_calls=50) as peer:
+async def test_many_waiting_claims_do_not_keep_other_calls_out(serve: Serve) -> None:
+    async with serve(max_concurrent_calls=50) as peer:
         session = await peer.register(max_concurrent_tasks=1_000)
         waits = [
             asyncio.ensure_future(claim(peer, session, wait=Duration(seconds=4))) for _ in range(40)

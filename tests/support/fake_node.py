@@ -17,9 +17,7 @@ from gaia.command.v1 import command_pb2
 from gaia_grpc.errors import (
     GaiaError,
     NotFoundError,
-    OutcomeUnknownError,
     OutOfRangeError,
-    UnavailableError,
 )
 from gaia_grpc.node.api import (
     Applied,
@@ -35,31 +33,20 @@ from gaia_grpc.raft.effects import RoleName
 from gaia_grpc.raft.types import EntryKind
 from gaia_grpc.state.machine import StateMachine
 from gaia_grpc.state.stamp import stamp
+from tests.support.handled_log import HandledLog
 
 START_MS = 1_700_000_000_000
-STATUS_TOPIC = "node/status"
 MAX_ADVANCES = 1_000
 
 
-class FakeNode:
-    """Implements `ReplicatedLog` in process; see the module."""
+class FakeNode(HandledLog):
+    """The twin in process; see the module."""
 
     def __init__(self, settings: dict[str, str] | None = None) -> None:
-        self.machine = StateMachine()
+        super().__init__()
+        self._machine = StateMachine()
         self.elapsed_ms = START_MS
         self.term = 3
-        self.commands: list[command_pb2.Command] = []
-        """Every command that was proposed."""
-        self.reads: list[ReadConsistency] = []
-        self.error: GaiaError | None = None
-        """Raised by every propose and linearizable read."""
-        self.broken: Exception | None = None
-        """Raised by every propose and read: a bug below."""
-        self.answers = asyncio.Event()
-        """While clear, proposals are applied and never answered."""
-        self.answers.set()
-        self.waiting = 0
-        """How many callers wait for a topic; who follows the status is not counted."""
         self._topics = TopicBoard()
         self._sizes: list[tuple[int, int]] = []
         members = tuple(
@@ -74,7 +61,7 @@ class FakeNode:
             )
             for number in (1, 2, 3)
         )
-        self._status = NodeStatus(
+        self._founded = NodeStatus(
             node_id="n1",
             peer_uuid="uuid-1",
             cluster_id="c-test",
@@ -101,6 +88,15 @@ class FakeNode:
 
     # --- by hand -----------------------------------------------------------------------------
 
+    @property
+    def machine(self) -> StateMachine:
+        """See `HandledLog`."""
+        return self._machine
+
+    async def let_pass(self, milliseconds: int) -> None:
+        """See `HandledLog`."""
+        self.advance(milliseconds)
+
     def advance(self, milliseconds: int) -> None:
         """Lets log time pass; everything that is due happens."""
         self.elapsed_ms += milliseconds
@@ -112,82 +108,14 @@ class FakeNode:
             self._apply_command(advance)
         raise AssertionError("timers never come to an end")
 
-    def set_status(
-        self,
-        *,
-        role: RoleName | None = None,
-        leader: str | None = None,
-        writable: bool | None = None,
-        members: tuple[MemberStatus, ...] | None = None,
-    ) -> None:
-        """Changes what the peer knows of its cluster, and wakes who waits for that."""
-        if role is not None:
-            self._status = replace(self._status, role=role)
-        if leader is not None:
-            address = f"127.0.0.1:500{leader[1:]}" if leader else ""
-            self._status = replace(self._status, leader_id=leader, leader_address=address)
-        if writable is not None:
-            self._status = replace(self._status, writable=writable)
-        if members is not None:
-            self._status = replace(self._status, members=members)
-        self._topics.touch((STATUS_TOPIC,))
-
     # --- ReplicatedLog -------------------------------------------------------------------------
 
-    async def propose(self, command: bytes, *, timeout_s: float) -> Applied:
-        self._raise()
-        if self.error is not None:
-            raise self.error
-        self.commands.append(command_pb2.Command.FromString(command))
-        applied = self._apply_command(command)
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self.answers.wait()
-        except TimeoutError:
-            raise OutcomeUnknownError("no answer in time") from None
-        return applied
-
-    async def read(self, query: bytes, *, consistency: ReadConsistency, timeout_s: float) -> bytes:
-        self._raise()
-        self.reads.append(consistency)
-        if consistency is ReadConsistency.LINEARIZABLE and self.error is not None:
-            raise UnavailableError("no quorum")
-        return self.machine.query(query, self.elapsed_ms)
-
     def topic_version(self, topic: str) -> int:
+        """See `HandledLog`."""
         return self._topics.version(topic)
 
-    async def wait_topic(self, topic: str, version: int, *, timeout_s: float) -> int:
-        self.waiting += 1
-        try:
-            return await self._topics.wait(topic, version, timeout_s)
-        finally:
-            self.waiting -= 1
-
-    def status(self, at_index: int = 0) -> NodeStatus:
-        found = self.machine.state_hash(at_index)
-        if found is None:
-            raise OutOfRangeError(f"the state hash at index {at_index} is not kept")
-        index = self.machine.applied_index
-        return replace(
-            self._status,
-            term=self.term,
-            commit_index=index,
-            applied_index=index,
-            last_log_index=index,
-            elapsed_ms=self.machine.elapsed_ms,
-            hash_index=found[0],
-            state_hash=found[1],
-        )
-
-    async def wait_status(self, seen: NodeStatus, *, timeout_s: float) -> NodeStatus:
-        version = self._topics.version(STATUS_TOPIC)
-        now = self.status()
-        if (now.role, now.leader_id, now.writable) == (seen.role, seen.leader_id, seen.writable):
-            await self._topics.wait(STATUS_TOPIC, version, timeout_s)
-        return self.status()
-
     async def log_entries(self, first: int, count: int) -> tuple[LogEntrySummary, ...]:
+        """See `HandledLog`."""
         first = max(first, 1)
         return tuple(
             LogEntrySummary(
@@ -201,11 +129,36 @@ class FakeNode:
             if first <= index < first + count
         )
 
-    # --- inside --------------------------------------------------------------------------------
+    async def _propose(self, command: bytes, timeout_s: float) -> Applied:
+        return self._apply_command(command)
 
-    def _raise(self) -> None:
-        if self.broken is not None:
-            raise self.broken
+    async def _read(self, query: bytes, consistency: ReadConsistency, timeout_s: float) -> bytes:
+        return self.machine.query(query, self.elapsed_ms)
+
+    async def _wait_topic(self, topic: str, version: int, timeout_s: float) -> int:
+        return await self._topics.wait(topic, version, timeout_s)
+
+    def _status(self, at_index: int) -> NodeStatus:
+        found = self.machine.state_hash(at_index)
+        if found is None:
+            raise OutOfRangeError(f"the state hash at index {at_index} is not kept")
+        index = self.machine.applied_index
+        return replace(
+            self._founded,
+            term=self.term,
+            commit_index=index,
+            applied_index=index,
+            last_log_index=index,
+            elapsed_ms=self.machine.elapsed_ms,
+            hash_index=found[0],
+            state_hash=found[1],
+        )
+
+    async def _wait_status(self, timeout_s: float) -> object:
+        await asyncio.sleep(timeout_s)  # it changes only by hand
+        return None
+
+    # --- inside --------------------------------------------------------------------------------
 
     def _apply_command(self, command: bytes) -> Applied:
         return self._apply(EntryKind.COMMAND, stamp(command, self.elapsed_ms, self.elapsed_ms))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import pytest
@@ -21,6 +21,7 @@ from grpc_health.v1 import health_pb2_grpc
 from gaia_grpc.config import LimitsConfig, PeerConfig
 from gaia_grpc.services.client_port import ClientPort
 from tests.support.fake_node import FakeControl, FakeNode
+from tests.support.handled_log import HandledLog
 
 TIMEOUT_S = 5.0
 
@@ -38,13 +39,14 @@ def peer_config(**limits: int) -> PeerConfig:
 
 
 class ServedPeer:
-    """The port, its node and a client with every stub."""
+    """The port, its log and a client with every stub."""
 
     def __init__(
-        self, node: FakeNode, control: FakeControl, port: ClientPort, channel: grpc.aio.Channel
+        self, node: HandledLog, control: FakeControl, port: ClientPort, channel: grpc.aio.Channel
     ) -> None:
         self.node = node
         self.control = control
+        """Of the twin only; the embedded log is served without control."""
         self.port = port
         self.channel = channel
         self.sessions = session_pb2_grpc.SessionServiceStub(channel)
@@ -65,9 +67,17 @@ class ServedPeer:
         return (await self.sessions.RegisterSession(request, timeout=TIMEOUT_S)).session
 
 
+class Serve(Protocol):
+    """Serves a peer with these limits and first settings, over the log of this run."""
+
+    def __call__(
+        self, settings: Mapping[str, str] | None = None, **limits: int
+    ) -> AbstractAsyncContextManager[ServedPeer]: ...
+
+
 @asynccontextmanager
 async def serve_peer(
-    node: FakeNode | None = None,
+    node: HandledLog | None = None,
     channel_options: Sequence[tuple[str, Any]] = (),
     *,
     controlled: bool = True,
@@ -78,7 +88,8 @@ async def serve_peer(
     `controlled=False` is a log that brings no control of its own.
     """
     node = node or FakeNode()
-    control = FakeControl(node)
+    control = FakeControl(node if isinstance(node, FakeNode) else FakeNode())
+    controlled = controlled and isinstance(node, FakeNode)
     port = ClientPort(node, peer_config(**limits), control if controlled else None)
     await port.start()
     options = [("grpc.use_local_subchannel_pool", 1), *channel_options]
