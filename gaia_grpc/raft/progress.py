@@ -110,6 +110,7 @@ class Progress:
         """A snapshot up to `index` was asked for."""
         self.state = ProgressState.SNAPSHOT
         self.window.clear()
+        self.commit_sent = self.match_index
         self.snapshot_index = index
         self.delivered_ticks = None
 

@@ -10,16 +10,18 @@ from collections.abc import Callable, Sequence
 
 from gaia_grpc.raft.config import RaftConfig
 from gaia_grpc.raft.effects import Effects, ReadGrant, ReadId, RoleChange, RoleName
-from gaia_grpc.raft.messages import Envelope
+from gaia_grpc.raft.messages import Envelope, SnapshotRequest
 from gaia_grpc.raft.node import RaftNode
 from gaia_grpc.raft.types import (
     Entry,
+    EntryId,
     EntryKind,
     HardState,
     Index,
     Members,
     NodeId,
     Restored,
+    SnapshotMeta,
     Term,
     WriteBatch,
 )
@@ -113,6 +115,11 @@ class Peer:
         self.boots = 0
         self.pending: deque[tuple[WriteBatch, tuple[Envelope, ...]]] = deque()
         self.applied: list[Entry] = []
+        """Since the start or the last snapshot that was installed."""
+        self.state_index = 0
+        """How far the state machine of this peer is; a restart begins at the snapshot."""
+        self.installs: list[SnapshotMeta] = []
+        self.configurations: list[bytes] = []
         self.grants: list[ReadGrant] = []
         self.dropped: list[ReadId] = []
         self.role_changes: list[RoleChange] = []
@@ -129,7 +136,9 @@ class Peer:
 
     def start(self) -> None:
         self.boots += 1
-        self._running = RaftNode(self.config, self.disk.load(), self._draw_timeout, decode_members)
+        stored = self.disk.load()
+        self.state_index = stored.snapshot.index if stored.snapshot else 0
+        self._running = RaftNode(self.config, stored, self._draw_timeout, decode_members)
 
     def crash(self, draw: Callable[[int, int], int] | None = None) -> int:
         """Loses memory and what was not synced; returns how many writes reached the disk."""
@@ -149,7 +158,18 @@ class Peer:
             assert not effects.messages_after_write, "messages wait for a write that is not there"
         for envelope in effects.messages:
             self._send(envelope)
+        if effects.install is not None:
+            assert effects.write is not None
+            assert effects.write.snapshot == effects.install
+            self.installs.append(effects.install)
+            self.applied.clear()
+            self.state_index = effects.install.index
+        for each in effects.committed:
+            assert each.index == self.state_index + 1, "entries are applied in order, each once"
+            self.state_index = each.index
         self.applied += effects.committed
+        if effects.configuration is not None:
+            self.configurations.append(effects.configuration)
         self.grants += effects.read_grants
         self.dropped += effects.reads_dropped
         if effects.role_change is not None:
@@ -168,6 +188,18 @@ class Peer:
             self._send(envelope)
         self.node.persisted(write.write_number)
         return write
+
+    def compact(self, keep: int = 0, index: int | None = None) -> EntryId:
+        """Makes a snapshot of the own state durable, as a driver does, and lets the log go."""
+        at = min(self.state_index, self.node.durable_index) if index is None else index
+        meta = SnapshotMeta(
+            Index(at), self.node.entry_term(Index(at)), self.node.configuration_at(Index(at))
+        )
+        self.disk.note_snapshot(meta)
+        base = self.node.compact(meta, keep)
+        self.disk.compact(base)
+        self.disk.maintain()
+        return base
 
     def settle(self) -> None:
         """Until nothing is owed and everything is on disk."""
@@ -190,6 +222,18 @@ class Cluster:
             start = default if stored is None or isinstance(stored, Restored) else stored[number]
             self.peers[name] = Peer(config(name, self.voters), MemoryLog(start), self.wire.append)
 
+    def join(self, name: str) -> Peer:
+        """A peer with an empty disk, which knows nobody; it is no member yet."""
+        peer = Peer(make_config(name, ()), MemoryLog(), self.wire.append)
+        self.peers[NodeId(name)] = peer
+        return peer
+
+    def change(self, voters: Sequence[str], learners: Sequence[str] = ()) -> EntryId:
+        """The leader proposes these members; nothing is delivered yet."""
+        leader = self.leader()
+        assert leader is not None, "nobody leads"
+        return leader.node.propose_configuration(configuration(voters, learners))
+
     def __getitem__(self, name: str) -> Peer:
         return self.peers[NodeId(name)]
 
@@ -201,12 +245,23 @@ class Cluster:
             self.hand_over(envelope)
         return len(now)
 
-    def hand_over(self, envelope: Envelope) -> bool:
-        peer = self.peers[envelope.to_node]
-        if not peer.is_up or (envelope.from_node, envelope.to_node) in self.cuts:
-            return False
-        peer.node.step(envelope)
-        return True
+    def hand_over(self, envelope: Envelope, *, report: bool = True) -> bool:
+        """As a transport does it: how the transfer of a snapshot ended is told to its sender."""
+        arrives = self._arrives(envelope)
+        if arrives:
+            self.peers[envelope.to_node].node.step(envelope)
+        if report:
+            self.report_snapshot(envelope)
+        return arrives
+
+    def report_snapshot(self, envelope: Envelope) -> None:
+        sender = self.peers[envelope.from_node]
+        if isinstance(envelope.payload, SnapshotRequest) and sender.is_up:
+            sender.node.report_snapshot(envelope.to_node, self._arrives(envelope))
+
+    def _arrives(self, envelope: Envelope) -> bool:
+        is_cut = (envelope.from_node, envelope.to_node) in self.cuts
+        return self.peers[envelope.to_node].is_up and not is_cut
 
     def cut(self, one: str, other: str) -> None:
         """Both directions."""
@@ -214,7 +269,7 @@ class Cluster:
         self.cuts += [pair, (pair[1], pair[0])]
 
     def isolate(self, name: str) -> None:
-        for other in self.voters:
+        for other in self.peers:
             if other != name:
                 self.cut(name, other)
 

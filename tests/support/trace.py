@@ -1,9 +1,12 @@
 """The commands of the traces in tests/raft/traces, over a cluster in memory.
 
 Inputs: `tick n1 [count=]`, `campaign n1`, `propose n1 x y`, `read n1 7`, `transfer n1 to=n2`,
-`lost n2 peer=n1`, `unreachable n1 peer=n2`. The disk: `persist n1 [count=]`, `crash n1
-[survive=1]`, `restart n1`. The network: `deliver [from=] [to=] [kind=] [drop|twice]`, `isolate n1`,
-`cut n1 n2`, `heal`, `wire`. All at once: `stabilize` (no time passes). To look: `status`, `log n1`.
+`lost n2 peer=n1`, `unreachable n1 peer=n2`, `step-down n1`, `configure n1 n1,n2,n3+n4` (learners
+after the plus), `compact n1 [keep=]`, `join n4` (an empty peer), `sent n1 peer=n2 [failed]` (how a
+transfer of a snapshot ended). The disk: `persist n1 [count=]`, `crash n1 [survive=1]`, `restart
+n1`. The network: `deliver [from=] [to=] [kind=] [drop|twice]`, `isolate n1`, `cut n1 n2`, `heal`,
+`wire`. All at once: `stabilize` (no time passes, and ends of transfers are told). To look: `status`,
+`log n1`, `progress n1`.
 `cluster peers=3 [n1=1,1,2 ...] [term=3] [commit=2] [max_entries=]` begins; each list holds the
 terms of the entries that a peer has stored.
 
@@ -22,11 +25,12 @@ from gaia_grpc.raft.messages import (
     Envelope,
     PreVoteRequest,
     PreVoteResponse,
+    SnapshotRequest,
     TimeoutNow,
     VoteRequest,
     VoteResponse,
 )
-from gaia_grpc.raft.types import Entry, NodeId, WriteBatch
+from gaia_grpc.raft.types import Entry, NodeId, SnapshotMeta, WriteBatch
 from gaia_grpc.storage.memory import MemoryLog
 from tests.support.cluster import Cluster, Peer, make_config, names, restored
 from tests.support.datadriven import Command, TraceError
@@ -67,6 +71,12 @@ def show_message(envelope: Envelope) -> str:
             )
         case TimeoutNow():
             return f"TimeoutNow term={term}"
+        case SnapshotRequest():
+            return f"Snapshot term={term} {show_snapshot(payload.meta)}"
+
+
+def show_snapshot(meta: SnapshotMeta) -> str:
+    return f"{meta.term}/{meta.index} members={meta.configuration.decode() or '-'}"
 
 
 def show_write(write: WriteBatch) -> str:
@@ -74,6 +84,8 @@ def show_write(write: WriteBatch) -> str:
     if write.hard_state is not None:
         state = write.hard_state
         text += f" term={state.term} vote={state.voted_for or '-'} commit={state.commit_index}"
+    if write.snapshot is not None:
+        text += f" snapshot={show_snapshot(write.snapshot)}"
     return f"{text} entries={show_entries(write.entries)}" if write.entries else text
 
 
@@ -96,6 +108,12 @@ class TraceCluster:
             "read": self.read,
             "transfer": self.transfer,
             "lost": self.lost,
+            "step-down": self.step_down,
+            "configure": self.configure,
+            "compact": self.compact,
+            "join": self.join,
+            "sent": self.sent,
+            "progress": self.progress,
             "unreachable": self.unreachable,
             "persist": self.persist,
             "crash": self.crash,
@@ -192,6 +210,43 @@ class TraceCluster:
     def unreachable(self, command: Command) -> None:
         self._peer(command).node.report_unreachable(NodeId(command.text_value("peer")))
 
+    def step_down(self, command: Command) -> None:
+        self._peer(command).node.step_down()
+
+    def configure(self, command: Command) -> None:
+        peer = self._peer(command)
+        where = peer.node.propose_configuration(command.word().encode())
+        self.printed.append(f"{peer.node_id} proposes {where.term}/{where.index}")
+
+    def compact(self, command: Command) -> None:
+        peer = self._peer(command)
+        base = peer.compact(command.number("keep", 0))
+        snapshot = peer.node.snapshot
+        assert snapshot is not None
+        self.printed.append(
+            f"{peer.node_id} has a snapshot {show_snapshot(snapshot)}, "
+            f"its log begins after {base.term}/{base.index}"
+        )
+
+    def join(self, command: Command) -> None:
+        name = NodeId(command.word())
+        self.cluster.peers[name] = Peer(make_config(name, ()), MemoryLog(), self._send(name))
+        self._status(self.cluster.peers[name])
+
+    def sent(self, command: Command) -> None:
+        peer = self._peer(command)
+        peer.node.report_snapshot(NodeId(command.text_value("peer")), not command.flag("failed"))
+
+    def progress(self, command: Command) -> None:
+        node = self._peer(command).node
+        for name in sorted(node.members.voters + node.members.learners):
+            known = node.progress(name)
+            if known is not None:
+                self.printed.append(
+                    f"{name} {known.state} match={known.match_index} next={known.next_index} "
+                    f"inflight={known.inflight}"
+                )
+
     # --- the disk --------------------------------------------------------------------------------
 
     def persist(self, command: Command) -> None:
@@ -238,7 +293,7 @@ class TraceCluster:
                 self._deliver(envelope)
 
     def _deliver(self, envelope: Envelope) -> None:
-        if not self.cluster.hand_over(envelope):
+        if not self.cluster.hand_over(envelope, report=False):
             self.printed.append(f"lost: {self._on_wire(envelope)}")
             return
         peer = self.cluster.peers[envelope.to_node]
@@ -273,6 +328,8 @@ class TraceCluster:
             now, self.cluster.wire[:] = list(self.cluster.wire), []
             for envelope in now:
                 self._deliver(envelope)
+                self.cluster.report_snapshot(envelope)
+                self._take(self.cluster.peers[envelope.from_node])
         self.printed = kept if quiet else kept + self.printed
 
     # --- to look ---------------------------------------------------------------------------------
@@ -323,6 +380,11 @@ class TraceCluster:
             waiting = len(effects.messages_after_write)
             after = f", then {waiting} messages" if waiting else ""
             self.printed.append(f"{name} owes {show_write(effects.write)}{after}")
+        if effects.install is not None:
+            self.printed.append(f"{name} installs {show_snapshot(effects.install)}")
+        if effects.configuration is not None:
+            members = effects.configuration.decode()
+            self.printed.append(f"{name} knows the members {members or 'of the start'}")
         for each in effects.committed:
             self.printed.append(f"{name} applies {each.term}/{each.index} {each.data.decode()}")
         for grant in effects.read_grants:
