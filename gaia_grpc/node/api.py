@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from gaia_grpc.raft.effects import RoleName
+from gaia_grpc.raft.effects import RoleName as RoleName  # whoever asks for a status needs it
 
 
 class ReadConsistency(StrEnum):

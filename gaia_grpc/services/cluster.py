@@ -10,8 +10,7 @@ from gaia.command.v1 import command_pb2, query_pb2
 
 from gaia_grpc import __version__
 from gaia_grpc.errors import FieldViolation, InvalidArgumentError
-from gaia_grpc.node.api import NodeStatus
-from gaia_grpc.raft.effects import RoleName
+from gaia_grpc.node.api import NodeStatus, RoleName
 from gaia_grpc.services.cluster_control import ClusterControlCalls, member_message
 from gaia_grpc.services.deadlines import Context
 

@@ -16,8 +16,13 @@ from gaia_grpc.errors import (
     NotLeaderError,
     UnimplementedError,
 )
-from gaia_grpc.node.api import ClusterControl, MemberStatus, NodeStatus, SnapshotSummary
-from gaia_grpc.raft.effects import RoleName
+from gaia_grpc.node.api import (
+    ClusterControl,
+    MemberStatus,
+    NodeStatus,
+    RoleName,
+    SnapshotSummary,
+)
 from gaia_grpc.services.deadlines import Context, log_timeout_s
 from gaia_grpc.services.ingress import Ingress
 

@@ -62,7 +62,7 @@ async def test_a_peer_is_added_and_removed(peer: ServedPeer) -> None:
         cluster_pb2.RemovePeerRequest(node_id="n2"), timeout=TIMEOUT_S
     )
     assert [known.node_id for known in removed.peers] == ["n1", "n3", "n4"]
-    assert removed.term == peer.node.term
+    assert removed.term == peer.node.status().term
 
 
 async def test_a_change_of_the_members_that_is_refused_says_why(peer: ServedPeer) -> None:
