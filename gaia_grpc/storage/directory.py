@@ -14,20 +14,21 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import sqlite3
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gaia_grpc.errors import IdentityRefusedError, StartupError, invariant
-from gaia_grpc.raft.types import Entry, HardState, NodeId
+from gaia_grpc.raft.types import Entry, EntryId, HardState, NodeId, SnapshotMeta
 from gaia_grpc.storage.database import APPLICATION_ID, Database, fsync_directory, translate
 from gaia_grpc.storage.files import SystemFiles
 from gaia_grpc.storage.rows import base_crc, damaged, hard_state_crc, meta_crc
 from gaia_grpc.storage.snapshots import FileSnapshotStore
-from gaia_grpc.storage.sqlite_log import SqliteLog, write_entries, write_hard_state
+from gaia_grpc.storage.sqlite_log import SqliteLog, write_base, write_entries, write_hard_state
 from gaia_grpc.storage.wal_check import Mark
 
 FORMAT = 1
@@ -108,7 +109,9 @@ class DataDirectory:
                 database.close()
                 database = Database(path / DATABASE_NAME)
                 undo.callback(database.abandon)
-            identity = _read_identity(database, path, node_id)
+            identity = read_identity(database, path)
+            if identity.node_id != node_id:
+                raise StartupError(f"{path}: belongs to peer {identity.node_id}, not to {node_id}")
             log = SqliteLog(database, mark, snapshots)
             restored = log.load()
             snapshots.drop_newer(restored.snapshot)
@@ -121,6 +124,39 @@ class DataDirectory:
             log.acknowledge(log.number + 1)
             undo.pop_all()
         return cls(path, lock, database, log, snapshots, identity)
+
+    @classmethod
+    def restore(
+        cls,
+        path: Path,
+        node_id: NodeId,
+        cluster_id: str,
+        meta: SnapshotMeta,
+        content: Iterable[bytes],
+        entries: Sequence[Entry],
+        hard_state: HardState,
+    ) -> None:
+        """Makes the directory of a peer whose cluster begins with a snapshot; `open` it then.
+
+        All or nothing: the snapshot file comes first, and one transaction makes it count. An error
+        leaves nothing behind; a crash in between a directory that `open` refuses. `entries` follow
+        the snapshot. Raises `StartupError` where the directory is not empty, and storage errors.
+        """
+        invariant(cluster_id != "", "a cluster id is not empty")
+        lock = _lock_directory(path)
+        try:
+            _refuse_other_files(path)
+            try:
+                _fill(path, node_id, cluster_id, meta, content, entries, hard_state)
+            except BaseException as error:
+                for name in (f"{DATABASE_NAME}-wal", DATABASE_NAME, MARK_NAME):
+                    (path / name).unlink(missing_ok=True)
+                shutil.rmtree(path / SNAPSHOTS_NAME, ignore_errors=True)
+                if isinstance(error, OSError):
+                    raise StartupError(f"{path}: can't be written: {error}") from error
+                raise
+        finally:
+            os.close(lock)
 
     def identity(self) -> Identity:
         """Who this peer is."""
@@ -218,7 +254,62 @@ def _lock_directory(path: Path) -> int:
     return lock
 
 
-def _create(database: Database, node_id: NodeId) -> None:
+def _refuse_other_files(path: Path) -> None:
+    try:
+        found = sorted(name for name in os.listdir(path) if name != LOCK_NAME)
+    except OSError as error:
+        raise StartupError(f"{path}: can't be read: {error.strerror}") from error
+    if found:
+        raise StartupError(
+            f"{path}: holds {found[0]} already, nothing is restored here; if it is left from a "
+            "restore that was interrupted, remove the directory first"
+        )
+
+
+def _fill(
+    path: Path,
+    node_id: NodeId,
+    cluster_id: str,
+    meta: SnapshotMeta,
+    content: Iterable[bytes],
+    entries: Sequence[Entry],
+    hard_state: HardState,
+) -> None:
+    """The files of `DataDirectory.restore`."""
+    snapshots = _open_snapshots(path)
+    writer = snapshots.create(meta)
+    for data in content:
+        writer.write(data)
+    writer.commit()
+
+    def rows(connection: sqlite3.Connection) -> None:
+        _put_meta(connection, "cluster_id", cluster_id)
+        write_base(connection, EntryId(meta.term, meta.index))
+        write_entries(connection, entries, 1)
+        write_hard_state(connection, hard_state, 1)
+
+    database = Database(path / DATABASE_NAME)
+    try:
+        _create(database, node_id, rows)
+        mark = Mark(path / MARK_NAME)
+        try:
+            restored = SqliteLog(database, mark, snapshots).load()
+            invariant(restored.snapshot == meta, "the restored snapshot does not count")
+            mark.write(1)
+        finally:
+            mark.close(sync=True)
+        database.close()
+    except BaseException:
+        database.abandon()
+        raise
+    fsync_directory(path)
+
+
+def _create(
+    database: Database,
+    node_id: NodeId,
+    more: Callable[[sqlite3.Connection], None] = lambda connection: None,
+) -> None:
     """Schema and first rows in one transaction: a crash leaves all of it or a blank file."""
     state = HardState()
     crc = hard_state_crc(state.term, state.voted_for, state.commit_index, 0)
@@ -235,6 +326,7 @@ def _create(database: Database, node_id: NodeId) -> None:
         _put_meta(connection, "node_id", node_id)
         _put_meta(connection, "peer_uuid", str(uuid.uuid4()))
         _put_meta(connection, "boot", "0")
+        more(connection)
 
 
 def _put_meta(connection: sqlite3.Connection, key: str, value: str) -> None:
@@ -244,7 +336,7 @@ def _put_meta(connection: sqlite3.Connection, key: str, value: str) -> None:
     )
 
 
-def _read_identity(database: Database, path: Path, node_id: NodeId) -> Identity:
+def read_identity(database: Database, path: Path) -> Identity:
     """Reads and checks the meta rows; the format comes first, the rest may mean something else."""
     meta: dict[str, str] = {}
     try:
@@ -265,6 +357,6 @@ def _read_identity(database: Database, path: Path, node_id: NodeId) -> Identity:
     missing = [key for key in ("format", "node_id", "peer_uuid", "boot") if key not in meta]
     if missing:
         raise damaged(str(database.path), f"the meta row {missing[0]} is missing")
-    if meta["node_id"] != node_id:
-        raise StartupError(f"{path}: belongs to peer {meta['node_id']}, not to {node_id}")
-    return Identity(node_id, meta["peer_uuid"], meta.get("cluster_id"), int(meta["boot"]))
+    return Identity(
+        NodeId(meta["node_id"]), meta["peer_uuid"], meta.get("cluster_id"), int(meta["boot"])
+    )
