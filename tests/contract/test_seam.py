@@ -1,7 +1,7 @@
 """Another log can stand underneath (design section 3): what is above `node/` sees only its seam.
 
 import-linter forbids whole layers; this looks at each import by name. That the seam is wide enough
-is shown by tests/services and tests/e2e/test_over_the_twin.py, which run over another log.
+is shown by tests/services and by the scenarios marked `both_logs`, which run over another log too.
 """
 
 from __future__ import annotations

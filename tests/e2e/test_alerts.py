@@ -10,6 +10,9 @@ from gaia.alert.v1 import alert_pb2
 from gaia_grpc.client import AlertListener, Client
 from gaia_grpc.errors import FailedPreconditionError, NotFoundError
 from gaia_grpc.testing import Cluster
+from tests.support.twin_cluster import Served
+
+pytestmark = pytest.mark.both_logs
 
 
 async def frustrate(client: Client, student: str, classroom: str, errors: int = 5) -> None:
@@ -38,7 +41,7 @@ async def opened(listener: AlertListener, count: int, timeout: float = 15) -> li
 
 
 async def test_alert_excessive_errors_reach_two_teachers_on_different_peers_once(
-    cluster3: Cluster, client3: Client
+    cluster3: Served, client3: Client
 ) -> None:
     first, second = [
         client3.alerts.listen(classroom_id="c-two", address=address)
@@ -75,6 +78,7 @@ async def test_alert_three_errors_are_repeated_errors(client3: Client) -> None:
         assert event.alert.severity == alert_pb2.SEVERITY_MEDIUM
 
 
+@pytest.mark.embedded_only
 async def test_alert_listener_resumes_after_its_peer_is_killed(
     cluster3: Cluster, client3: Client
 ) -> None:
@@ -102,7 +106,7 @@ async def test_alert_listener_resumes_after_its_peer_is_killed(
 
 
 async def test_alert_missed_while_away_is_delivered_in_order_on_another_peer(
-    cluster3: Cluster, client3: Client
+    cluster3: Served, client3: Client
 ) -> None:
     async with client3.alerts.listen(classroom_id="c-away") as listener:
         cursor, cluster_id = listener.cursor, listener.cluster_id

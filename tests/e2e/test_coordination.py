@@ -22,18 +22,14 @@ from gaia_grpc.errors import (
     NotFoundError,
 )
 from gaia_grpc.testing import Cluster
-from gaia_grpc.testing.plugin import MakeCluster
-from tests.e2e.support import SHORT_TIMES, eventually, live_session
+from tests.e2e.support import eventually, live_session
+from tests.support.twin_cluster import Served
 
-
-@pytest.fixture(scope="module")
-def short_cluster(gaia_module_cluster: MakeCluster) -> Cluster:
-    return gaia_module_cluster(3, settings=SHORT_TIMES)
+pytestmark = pytest.mark.both_logs
 
 
 @pytest.fixture
-async def short(short_cluster: Cluster) -> AsyncIterator[Client]:
-    await short_cluster.aio.heal()
+async def short(short_cluster: Served) -> AsyncIterator[Client]:
     async with short_cluster.client() as client:
         yield client
 
@@ -42,7 +38,7 @@ async def health(client: Client, session_id: str) -> session_pb2.Health.ValueTyp
     return (await client.sessions.get(session_id)).session.health
 
 
-async def test_session_registration_is_on_every_peer(cluster3: Cluster, client3: Client) -> None:
+async def test_session_registration_is_on_every_peer(cluster3: Served, client3: Client) -> None:
     names = [f"manager-{number}" for number in range(2)] + [f"worker-{n}" for n in range(3)]
     answers = [
         await client3.sessions.register(
@@ -126,6 +122,7 @@ async def test_unknown_session_is_not_found(client3: Client) -> None:
         await client3.sessions.get("nobody")
 
 
+@pytest.mark.embedded_only
 async def test_leader_killed_is_replaced_and_writes_go_on(
     cluster3: Cluster, client3: Client
 ) -> None:
@@ -144,6 +141,7 @@ async def test_leader_killed_is_replaced_and_writes_go_on(
     await cluster3.aio.assert_equal_logs_and_hashes()
 
 
+@pytest.mark.embedded_only
 async def test_leader_paused_and_resumed_steps_down(cluster3: Cluster, client3: Client) -> None:
     old = await cluster3.aio.leader()
     cluster3.pause(old)
@@ -157,6 +155,7 @@ async def test_leader_paused_and_resumed_steps_down(cluster3: Cluster, client3: 
         assert (await one.tasks.get(task_id)).task.task_type == "while-it-slept"
 
 
+@pytest.mark.embedded_only
 async def test_without_a_quorum_a_write_is_unavailable_within_its_deadline(
     cluster3: Cluster, client3: Client
 ) -> None:
@@ -188,7 +187,7 @@ async def test_without_a_quorum_a_write_is_unavailable_within_its_deadline(
 
 
 async def test_every_peer_takes_writes_and_names_the_leader(
-    cluster3: Cluster, client3: Client
+    cluster3: Served, client3: Client
 ) -> None:
     leader = cluster3.address(await cluster3.aio.leader())
     for address in cluster3.addresses:
@@ -203,7 +202,7 @@ async def test_every_peer_takes_writes_and_names_the_leader(
 
 
 async def test_a_write_is_read_at_once_on_every_other_peer(
-    cluster3: Cluster, client3: Client
+    cluster3: Served, client3: Client
 ) -> None:
     for round_number in range(5):
         task_id = (await client3.tasks.enqueue(f"round-{round_number}")).task.task_id
@@ -218,6 +217,7 @@ async def test_a_write_is_read_at_once_on_every_other_peer(
         assert [answer.task.task_id for answer in found] == [task_id] * 3
 
 
+@pytest.mark.embedded_only
 async def test_a_terminated_peer_drains_and_exits_with_zero(
     cluster3: Cluster, client3: Client
 ) -> None:
@@ -246,7 +246,7 @@ async def test_session_is_listed_with_its_labels_until_it_deregisters(client3: C
 
 
 async def test_settings_change_through_the_log_on_every_peer(
-    cluster3: Cluster, client3: Client
+    cluster3: Served, client3: Client
 ) -> None:
     before = (await client3.cluster.settings()).settings
     changed = (
@@ -270,7 +270,7 @@ async def test_settings_change_through_the_log_on_every_peer(
     await client3.cluster.update_settings({"task.max_retries": "3"})
 
 
-async def test_status_and_log_are_told_by_every_peer(cluster3: Cluster, client3: Client) -> None:
+async def test_status_and_log_are_told_by_every_peer(cluster3: Served, client3: Client) -> None:
     answer = await client3.tasks.enqueue("logged")
     await cluster3.aio.wait_applied_equal()
     statuses = await client3.cluster.statuses()
@@ -283,6 +283,7 @@ async def test_status_and_log_are_told_by_every_peer(cluster3: Cluster, client3:
         assert entries[answer.applied_index - 1].term == answer.term
 
 
+@pytest.mark.embedded_only
 async def test_status_watch_tells_of_the_next_leader(cluster3: Cluster, client3: Client) -> None:
     leader = await cluster3.aio.leader()
     follower = await cluster3.aio.follower()
@@ -297,6 +298,7 @@ async def test_status_watch_tells_of_the_next_leader(cluster3: Cluster, client3:
                 break
 
 
+@pytest.mark.embedded_only
 async def test_five_peers_go_on_without_two_of_them(cluster5: Cluster) -> None:
     """20 sessions, 100 tasks, two peers killed in the middle: each task is completed once."""
     async with cluster5.client() as client:

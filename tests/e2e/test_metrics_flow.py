@@ -16,6 +16,9 @@ from gaia.metrics.v1 import metrics_pb2
 from gaia_grpc.client import LOCAL, Client
 from gaia_grpc.errors import AlreadyExistsError, InvalidArgumentError
 from gaia_grpc.testing import Cluster
+from tests.support.twin_cluster import Served
+
+pytestmark = pytest.mark.both_logs
 
 Measured = tuple[str, float]
 TYPES = ("keypress", "backspace", "error", "response_time")
@@ -72,7 +75,7 @@ def draw(seed: int, count: int) -> list[Measured]:
 
 
 async def test_metrics_five_hundred_of_each_student_and_app_are_aggregated_exactly(
-    cluster3: Cluster, client3: Client
+    cluster3: Served, client3: Client
 ) -> None:
     measured = {
         (student, app): draw(index, 500)
@@ -103,7 +106,7 @@ async def test_metrics_five_hundred_of_each_student_and_app_are_aggregated_exact
 
 
 async def test_metrics_repeated_batches_count_once_on_any_peer(
-    cluster3: Cluster, client3: Client
+    cluster3: Served, client3: Client
 ) -> None:
     values = draw(7, 300)
     now_ms = time.time_ns() // 1_000_000
@@ -251,6 +254,7 @@ async def test_metrics_that_are_bad_are_named_and_the_good_ones_kept(client3: Cl
     assert [violation.field for violation in refusal.value.violations] == ["batches[0].student_id"]
 
 
+@pytest.mark.embedded_only
 async def test_metrics_recorded_while_the_leader_dies_are_all_there_once(
     cluster3: Cluster, client3: Client
 ) -> None:
@@ -301,7 +305,7 @@ async def test_metrics_watch_shows_what_was_recorded(client3: Client) -> None:
 
 
 async def test_metrics_of_an_unknown_student_are_an_empty_window_or_not_found(
-    cluster3: Cluster, client3: Client
+    cluster3: Served, client3: Client
 ) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await client3.peer(cluster3.addresses[1]).metrics.GetAggregate(

@@ -18,8 +18,10 @@ from gaia_grpc.errors import (
     StaleClaimError,
 )
 from gaia_grpc.testing import Cluster
-from gaia_grpc.testing.plugin import MakeCluster
-from tests.e2e.support import SHORT_TIMES, eventually, live_session
+from tests.e2e.support import eventually, live_session
+from tests.support.twin_cluster import Served
+
+pytestmark = pytest.mark.both_logs
 
 COMPLETED = task_pb2.TASK_STATE_COMPLETED
 FAILED = task_pb2.TASK_STATE_FAILED
@@ -27,14 +29,13 @@ PENDING = task_pb2.TASK_STATE_PENDING
 SCHEDULED = task_pb2.TASK_STATE_SCHEDULED
 
 
-@pytest.fixture(scope="module")
-def cluster(gaia_module_cluster: MakeCluster) -> Cluster:
-    return gaia_module_cluster(3, settings=SHORT_TIMES)
+@pytest.fixture
+def cluster(short_cluster: Served) -> Served:
+    return short_cluster
 
 
 @pytest.fixture
-async def client(cluster: Cluster) -> AsyncIterator[Client]:
-    await cluster.aio.heal()
+async def client(cluster: Served) -> AsyncIterator[Client]:
     async with cluster.client() as client:
         yield client
 
@@ -110,6 +111,7 @@ async def test_task_claim_that_is_extended_is_kept(client: Client) -> None:
         assert (await client.tasks.complete(task)).task.state == COMPLETED
 
 
+@pytest.mark.embedded_only
 async def test_task_idempotency_key_is_one_task(cluster: Cluster, client: Client) -> None:
     answers = await asyncio.gather(
         *(client.tasks.enqueue("keyed", b"body", idempotency_key="essay-7") for _ in range(10))
@@ -154,7 +156,7 @@ async def test_task_claim_repeated_with_its_request_id_is_the_same_claim(client:
 
 
 async def test_task_fifty_tasks_ten_concurrent_claimers_no_double_claim(
-    cluster: Cluster, client: Client
+    cluster: Served, client: Client
 ) -> None:
     await client.tasks.enqueue_batch(["crowd"] * 50)
     claims: list[tuple[str, int, str]] = []
@@ -217,6 +219,7 @@ async def test_task_waiting_claim_gets_the_task_that_comes(client: Client) -> No
         assert not (await client.tasks.claim(session.session_id, task_types=["none"])).tasks
 
 
+@pytest.mark.embedded_only
 async def test_task_worker_runs_every_task_once_over_a_leader_kill(
     cluster: Cluster, client: Client
 ) -> None:
