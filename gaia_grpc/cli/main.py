@@ -12,6 +12,7 @@ import typer
 from gaia_grpc import __version__
 from gaia_grpc.cli import (
     alerts,
+    backup,
     bench,
     call,
     demo,
@@ -74,6 +75,8 @@ app.add_typer(peers.app, name="peers")
 app.command("locks")(later.locks)
 app.command("classrooms")(later.classrooms)
 app.command("web")(later.web)
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
 app.command("call")(call.call)
 app.command("bench")(bench.bench)
 

@@ -135,8 +135,12 @@ class DataDirectory:
         content: Iterable[bytes],
         entries: Sequence[Entry],
         hard_state: HardState,
+        *,
+        peer_uuid: str,
     ) -> None:
         """Makes the directory of a peer whose cluster begins with a snapshot; `open` it then.
+
+        `peer_uuid` is fresh, and comes from the caller because `meta.configuration` names it.
 
         All or nothing: the snapshot file comes first, and one transaction makes it count. An error
         leaves nothing behind; a crash in between a directory that `open` refuses. `entries` follow
@@ -147,7 +151,7 @@ class DataDirectory:
         try:
             _refuse_other_files(path)
             try:
-                _fill(path, node_id, cluster_id, meta, content, entries, hard_state)
+                _fill(path, node_id, peer_uuid, cluster_id, meta, content, entries, hard_state)
             except BaseException as error:
                 for name in (f"{DATABASE_NAME}-wal", DATABASE_NAME, MARK_NAME):
                     (path / name).unlink(missing_ok=True)
@@ -269,6 +273,7 @@ def _refuse_other_files(path: Path) -> None:
 def _fill(
     path: Path,
     node_id: NodeId,
+    peer_uuid: str,
     cluster_id: str,
     meta: SnapshotMeta,
     content: Iterable[bytes],
@@ -283,6 +288,7 @@ def _fill(
     writer.commit()
 
     def rows(connection: sqlite3.Connection) -> None:
+        _put_meta(connection, "peer_uuid", peer_uuid)
         _put_meta(connection, "cluster_id", cluster_id)
         write_base(connection, EntryId(meta.term, meta.index))
         write_entries(connection, entries, 1)
