@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+import pytest
 from gaia.metrics.v1 import metrics_pb2
 
+from gaia_grpc.state import sources, window_codec
 from gaia_grpc.state.machine import StateMachine
 from gaia_grpc.state.restore import SnapshotDecoder
 from tests.state.lessons import Lesson
@@ -74,6 +76,13 @@ def step(machine: StateMachine, entry: Entry) -> Step:
     """Applies an entry."""
     result = machine.apply(machine.applied_index + 1, *entry)
     return Step(result, machine.state_hash(), machine.next_due_ms(), tuple(machine.take_touched()))
+
+
+def make_tiny_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every window and source comes in many pieces."""
+    monkeypatch.setattr(window_codec, "PIECE_METRICS", 3)
+    monkeypatch.setattr(window_codec, "SERIES_COST", 1)
+    monkeypatch.setattr(sources, "PIECE_BYTES", 32)
 
 
 def mixed_log(seed: int, steps: int = 300) -> Lesson:

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gaia_grpc.state import sources, window_codec
 from gaia_grpc.state.machine import StateMachine
 from tests.state import scenario
 from tests.state.lessons import Lesson
 from tests.state.snapshots import (
     Entry,
     Step,
+    make_tiny_pieces,
     mixed_log,
     restored,
     step,
@@ -53,14 +53,6 @@ def replayed(entries: tuple[Entry, ...]) -> StateMachine:
     for entry in entries:
         step(machine, entry)
     return machine
-
-
-@pytest.fixture
-def tiny_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every window and source comes in many pieces."""
-    monkeypatch.setattr(window_codec, "PIECE_METRICS", 3)
-    monkeypatch.setattr(window_codec, "SERIES_COST", 1)
-    monkeypatch.setattr(sources, "PIECE_BYTES", 32)
 
 
 def check_while_applying(name: str, first: int, records: int, expected: list[bytes]) -> int:
@@ -99,14 +91,16 @@ def test_a_snapshot_taken_while_commands_are_applied_is_that_of_its_index(
         assert check_while_applying(name, first, records, expected) >= 1
 
 
-def test_pieces_of_a_window_that_changes_between_them(tiny_pieces: None) -> None:
+def test_pieces_of_a_window_that_changes_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "mixed-1"
+    usual = sum(len(snapshot) for _, snapshot in history(name))
+    make_tiny_pieces(monkeypatch)
     machine = StateMachine()
     expected = [whole_snapshot(machine)]
     for entry in log(name):
         step(machine, entry)
         expected.append(whole_snapshot(machine))
-    assert sum(map(len, expected)) > sum(len(snapshot) for _, snapshot in history(name))
+    assert sum(map(len, expected)) > usual
     for first in range(0, len(expected) - 1, 13):
         check_while_applying(name, first, 2, expected)
 
@@ -125,8 +119,9 @@ def test_a_restored_machine_goes_on_as_if_it_never_was(name: str) -> None:
         assert whole_snapshot(machine) == seen[-1][1]
 
 
-def test_restored_from_tiny_pieces(tiny_pieces: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restored_from_tiny_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = log("mixed-2")
+    make_tiny_pieces(monkeypatch)
     snapshot = whole_snapshot(replayed(entries[:150]))
     machine = restored(snapshot, cut=7)
     assert whole_snapshot(machine) == snapshot
