@@ -45,7 +45,7 @@ class StateMachine:
         for table in self._tables:
             self._commands.update(table.commands)
             self._queries.update(table.queries)
-            parts.extend(getattr(table, "parts", ()))
+            parts.extend(table.parts)
         self.parts: Sequence[Part] = tuple(parts)
         """Sections of a snapshot in their order; later ones may look at earlier ones in `load`."""
         self._encoder: SnapshotEncoder | None = None
