@@ -13,7 +13,7 @@ from gaia_grpc.cli.output import print_plain_json
 from gaia_grpc.errors import ConfigError, UnavailableError
 
 if TYPE_CHECKING:
-    from gaia_grpc.node.recovery import Recovered
+    from gaia_grpc.recovery import Recovered
 
 TIMEOUT_S = 600.0
 
@@ -38,7 +38,7 @@ def backup(
     if not file.absolute().parent.is_dir():
         raise ConfigError(f"{file.absolute().parent} is no directory")
     if data_dir is not None:
-        from gaia_grpc.node.recovery import back_up_directory
+        from gaia_grpc.recovery import back_up_directory
 
         found = back_up_directory(data_dir, file.absolute())
     else:
@@ -50,9 +50,7 @@ def restore(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of `gaia backup`.")],
     data_dir: Annotated[
         Path | None,
-        typer.Option(
-            "--data-dir", metavar="DIR", help="For the new cluster's first peer."
-        ),
+        typer.Option("--data-dir", metavar="DIR", help="For the new cluster's first peer."),
     ] = None,
     node_id: Annotated[str, typer.Option("--node-id", help="Name of that peer.")] = "n1",
     peer_listen: Annotated[
@@ -65,7 +63,7 @@ def restore(
 ) -> None:
     """Found a new cluster of one peer that holds what the backup holds; others join it."""
     from gaia_grpc.config import split_address
-    from gaia_grpc.node.recovery import restore_directory, verify_backup
+    from gaia_grpc.recovery import restore_directory, verify_backup
 
     if check == (data_dir is not None):
         raise ConfigError("either --data-dir DIR or --check is needed")
@@ -90,9 +88,7 @@ def _download(addresses: list[str], file: Path) -> Recovered:
     from gaia.cluster.v1 import cluster_pb2, cluster_pb2_grpc
 
     from gaia_grpc.cli.rpc import open_channel, peer_statuses, require_peer, to_command_error
-    from gaia_grpc.node.recovery import verify_backup
-    from gaia_grpc.raft.types import Index, SnapshotMeta, Term
-    from gaia_grpc.storage.backup_file import write_backup
+    from gaia_grpc.recovery import save_backup
 
     require_peer(addresses)
     answers = peer_statuses(addresses, 2.0)
@@ -110,11 +106,9 @@ def _download(addresses: list[str], file: Path) -> Recovered:
                 cluster_pb2.DownloadSnapshotRequest(), timeout=TIMEOUT_S
             )
             head = next(stream).file
-            meta = SnapshotMeta(Index(head.index), Term(head.term), b"")
-            write_backup(file, meta, _pieces(stream), sha256=head.sha256)
+            return save_backup(file, head.index, head.term, head.sha256, _pieces(stream))
     except grpc.RpcError as error:
         raise to_command_error(error) from error
-    return verify_backup(file)
 
 
 def _pieces(stream: Any) -> Iterator[bytes]:

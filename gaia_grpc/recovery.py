@@ -46,6 +46,14 @@ class Recovered:
     state_hash: bytes
 
 
+def save_backup(
+    path: Path, index: int, term: int, sha256: bytes, content: Iterable[bytes]
+) -> Recovered:
+    """Keeps a snapshot that was downloaded, and verifies what was kept."""
+    write_backup(path, SnapshotMeta(Index(index), Term(term), b""), content, sha256=sha256)
+    return verify_backup(path)
+
+
 def verify_backup(path: Path) -> Recovered:
     """Raises `NotFoundError` or `StorageDamagedError` unless all of the backup holds together."""
     return _verify(path)[0]

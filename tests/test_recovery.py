@@ -10,8 +10,8 @@ from gaia.command.v1 import command_pb2
 
 from gaia_grpc.errors import NotFoundError, StartupError, StorageDamagedError
 from gaia_grpc.node.members import decode_configuration
-from gaia_grpc.node.recovery import back_up_directory, restore_directory, verify_backup
 from gaia_grpc.raft.types import EntryKind, Index, NodeId, SnapshotMeta, Term
+from gaia_grpc.recovery import back_up_directory, restore_directory, verify_backup
 from gaia_grpc.storage.backup_file import read_backup, write_backup
 from gaia_grpc.storage.directory import DataDirectory
 from tests.support.local_cluster import LocalCluster, enqueue, running
