@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from gaia_grpc.errors import invariant
 from gaia_grpc.raft.core import Core
-from gaia_grpc.raft.messages import AppendResponse
+from gaia_grpc.raft.messages import AppendResponse, SnapshotRequest
 from gaia_grpc.raft.progress import Heartbeat, Progress, ProgressState
 from gaia_grpc.raft.quorum import reached_by_majority
 from gaia_grpc.raft.roles import Leader
@@ -38,8 +38,6 @@ def follow_configuration(core: Core, leader: Leader) -> None:
     leader.progress = tuple(leader.progress_of.values())
     for each in leader.progress:
         each.is_voter = each.node_id in core.members.voters
-    if leader.transfer_to not in core.members.voters:
-        leader.transfer_to = NO_NODE
     leader.must_send = True
 
 
@@ -97,10 +95,19 @@ def on_append_response(core: Core, from_node: NodeId, response: AppendResponse) 
             advance_commit(core, leader)
     else:
         hint_index, _ = core.log.last_at_or_below(response.hint_index, response.hint_term)
-        progress.refuse(response.rejected_index, hint_index)
+        if progress.refuse(response.rejected_index, hint_index):
+            _offer_snapshot(core, progress)
     if progress.state is ProgressState.SNAPSHOT:
         progress.leave_snapshot(core.log.first_index)
     leader.must_send = True
+
+
+def _offer_snapshot(core: Core, progress: Progress) -> None:
+    """Once for a follower that needs entries which are compacted (section 7)."""
+    snapshot = core.snapshot
+    if snapshot is not None and progress.next_index < core.log.first_index:
+        progress.await_snapshot(snapshot.index)
+        core.send(progress.node_id, SnapshotRequest(snapshot))
 
 
 def advance_commit(core: Core, leader: Leader) -> None:

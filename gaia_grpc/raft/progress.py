@@ -114,6 +114,16 @@ class Progress:
         self.snapshot_index = index
         self.delivered_ticks = None
 
+    def skip_compacted(self, first_index: Index) -> None:
+        """The entries at `next_index` are compacted: asks whether the follower has got them.
+
+        Only its refusal leads to a snapshot: it may have them, without our knowledge, and to one
+        that does not answer nothing large is sent.
+        """
+        waits = self.state is ProgressState.PROBE and self.probe_sent
+        self.probe(first_index)
+        self.probe_sent = waits
+
     def leave_snapshot(self, first_index: Index) -> None:
         """Goes on with entries as soon as the log of the leader, from `first_index` on, allows it.
 

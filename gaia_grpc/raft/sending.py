@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from gaia_grpc.raft import handover, leading
 from gaia_grpc.raft.core import Core
-from gaia_grpc.raft.messages import AppendRequest, SnapshotRequest
+from gaia_grpc.raft.messages import AppendRequest
 from gaia_grpc.raft.progress import Heartbeat, Progress, ProgressState
 from gaia_grpc.raft.roles import Leader
 from gaia_grpc.raft.types import Entry, Index
@@ -20,9 +20,12 @@ def send_appends(core: Core, leader: Leader) -> None:
     leading.start_read_round(core, leader)
     batches: dict[Index, tuple[Entry, ...]] = {}
     for progress in leader.progress:
-        if progress.next_index < core.log.first_index or progress.state is ProgressState.SNAPSHOT:
-            _send_snapshot(core, leader, progress)
-        elif progress.state is ProgressState.PROBE:
+        if progress.state is ProgressState.SNAPSHOT:
+            _send_beside_snapshot(core, leader, progress)
+            continue
+        if progress.next_index < core.log.first_index:
+            progress.skip_compacted(core.log.first_index)
+        if progress.state is ProgressState.PROBE:
             _send_probe(core, leader, progress)
         else:
             _send_entries(core, leader, progress, batches)
@@ -30,21 +33,11 @@ def send_appends(core: Core, leader: Leader) -> None:
     handover.go_on(core, leader)
 
 
-def _send_snapshot(core: Core, leader: Leader, progress: Progress) -> None:
-    """Asks once for a snapshot to be sent to a follower that needs compacted entries.
-
-    Heartbeats go on beside it, at the start of the log: they keep the follower from campaigning,
-    and one that is accepted shows that the snapshot is in place. To a silent follower none is sent,
-    and after a failed transfer the next one waits for a heartbeat.
-    """
-    config, is_heartbeat = core.config, progress.heartbeat is not Heartbeat.NONE
-    is_heard = leader.ticks - progress.last_heard_ticks < config.election_ticks_max
-    may_begin = is_heartbeat or not progress.probe_sent
-    snapshot, is_asked_for = core.snapshot, progress.state is ProgressState.SNAPSHOT
-    if snapshot is not None and is_heard and may_begin and not is_asked_for:
-        progress.await_snapshot(snapshot.index)
-        core.send(progress.node_id, SnapshotRequest(snapshot))
-    if is_heartbeat:
+def _send_beside_snapshot(core: Core, leader: Leader, progress: Progress) -> None:
+    """Heartbeats at the base of the log: they keep the follower from campaigning, and one that is
+    accepted shows that it has got what it lacked."""
+    if progress.heartbeat is not Heartbeat.NONE:
+        progress.heartbeat = Heartbeat.NONE
         _send_append(core, leader, progress, core.log.base.index, ())
 
 
