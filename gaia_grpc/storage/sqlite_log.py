@@ -29,6 +29,7 @@ import errno
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from gaia_grpc.errors import StorageError, StorageFailedError, invariant
@@ -64,9 +65,7 @@ VACUUM_PAGES = 256
 _INSERT = "INSERT INTO entries(log_index, term, kind, number, data, crc) VALUES (?,?,?,?,?,?)"
 _DELETE = "DELETE FROM entries WHERE log_index >= ?"
 _DELETE_RUBBISH = "DELETE FROM entries WHERE log_index <= ?"
-_RUBBISH = (
-    "SELECT log_index, length(data) FROM entries WHERE log_index <= ? ORDER BY log_index LIMIT ?"
-)
+_RUBBISH = "SELECT log_index, length(data) FROM entries WHERE log_index <= ? ORDER BY 1 LIMIT ?"
 _BASE = "UPDATE base SET log_index=?, term=?, crc=? WHERE id=1"
 _HARD_STATE = (
     "UPDATE hard_state SET term=?, voted_for=?, commit_index=?, number=?, crc=? WHERE id=1"
@@ -137,7 +136,7 @@ class SqliteLog:
         can't be read.
         """
         if self._restored is not None and not again:
-            return self._restored
+            return self._with_snapshot(self._restored)
         try:
             state, state_number = self._read_hard_state()
             base = self._read_base()
@@ -152,18 +151,26 @@ class SqliteLog:
         acknowledged = self._mark.read()
         if acknowledged > number:
             raise self._damaged(f"commit {acknowledged} was acknowledged, but {number} is the last")
-        snapshot = choose_snapshot(
-            [info.meta for info in self._snapshots.complete()],
-            base,
-            lambda index: entries[index - after].term if after <= index <= last_index else None,
-        )
-        if base.index > 0 and snapshot is None:
-            raise self._damaged(f"the log begins behind entry {base.index}, but no snapshot of it")
+        restored = self._with_snapshot(Restored(state, entries, None, base))
         self._number, self._last_index, self._loaded = number, last_index, True
         self._hard_state = state
         self._base = base
-        self._restored = Restored(state, entries, snapshot, base)
-        return self._restored
+        self._restored = restored
+        return restored
+
+    def _with_snapshot(self, restored: Restored) -> Restored:
+        base, entries = restored.base, restored.entries
+        first = base.index + 1
+        snapshot = choose_snapshot(
+            [info.meta for info in self._snapshots.complete()],
+            base,
+            lambda index: (
+                entries[index - first].term if first <= index < first + len(entries) else None
+            ),
+        )
+        if base.index > 0 and snapshot is None:
+            raise self._damaged(f"the log begins behind entry {base.index}, but no snapshot of it")
+        return replace(restored, snapshot=snapshot)
 
     def read_entries(self, first: Index, count: int) -> tuple[Entry, ...]:
         """Up to `count` entries from `first`, or from behind the base, on.
