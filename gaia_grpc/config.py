@@ -44,6 +44,8 @@ class ConsensusConfig:
     max_timeout_ms: int = 60_000
     peer_lost_rank_delay_ms: int = 25
     """A follower of rank r waits r times this before it campaigns for its dead leader's seat."""
+    max_feature_level: int = 0
+    """Highest feature level that this peer announces; 0 is all that its version understands."""
 
     def __post_init__(self) -> None:
         if self.tick_ms < 1:
@@ -54,6 +56,29 @@ class ConsensusConfig:
             )
         if self.election_timeout_min_ms >= self.election_timeout_max_ms:
             raise ConfigError("consensus.election_timeout_max_ms must exceed the minimum")
+        if self.max_feature_level < 0:
+            raise ConfigError("consensus.max_feature_level must not be negative")
+
+
+@dataclass(frozen=True, slots=True)
+class StorageConfig:
+    """When snapshots are made, how much log stays behind them, and when a disk counts as stalled.
+
+    A snapshot is made as soon as either of the first two limits is reached.
+    """
+
+    snapshot_every_entries: int = 50_000
+    snapshot_every_size_bytes: int = 64 << 20
+    snapshot_keep_entries: int = 10_000
+    """Entries before the snapshot that stay: who lags by fewer needs no snapshot."""
+    disk_stall_ms: int = 2_000
+    """A leader with a write that takes longer gives its office up."""
+
+    def __post_init__(self) -> None:
+        for limit in fields(self):
+            least = 0 if limit.name == "snapshot_keep_entries" else 1
+            if getattr(self, limit.name) < least:
+                raise ConfigError(f"storage.{limit.name} must be at least {least}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +137,7 @@ class PeerConfig:
     """`text` or `json`."""
     consensus: ConsensusConfig = field(default_factory=ConsensusConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
 
     @property
     def peer_ids(self) -> tuple[str, ...]:
@@ -127,9 +153,10 @@ _REQUIRED = ("node_id", "listen", "peer_listen", "peers", "data_dir")
 _TEXTS = ("node_id", "listen", "peer_listen", "data_dir", "log_level", "log_format")
 _SWITCHES = ("bootstrap", "join")
 _PAIRS = ("peers", "settings")
-_SECTIONS: Mapping[str, type[ConsensusConfig] | type[LimitsConfig]] = {
+_SECTIONS: Mapping[str, type[ConsensusConfig] | type[LimitsConfig] | type[StorageConfig]] = {
     "consensus": ConsensusConfig,
     "limits": LimitsConfig,
+    "storage": StorageConfig,
 }
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off", "")
@@ -146,7 +173,8 @@ def load_peer_config(
     `flags` has the names of `PeerConfig`; None means not given; `peers` and `settings` are pairs.
     Variables are GAIA_ and the name in capitals (`GAIA_PEERS=n1=HOST:PORT,n2=...`,
     `GAIA_LIMITS_MAX_BATCH_ITEMS=500`); GAIA_CONFIG names the file. In the file `peers`, `settings`,
-    `consensus` and `limits` are tables. Raises `ConfigError`, each a line that names its source.
+    `consensus`, `limits` and `storage` are tables. Raises `ConfigError`, each a line that names its
+    source.
     """
     variables = os.environ if environ is None else environ
     path = config_file or variables.get("GAIA_CONFIG", "")
@@ -158,6 +186,7 @@ def load_peer_config(
     for name, value in flags.items():
         if value is not None:
             values[name] = _parse(name, value, f"--{name.replace('_', '-')}")
+    _list_itself(values)
     missing = [name for name in _REQUIRED if not values.get(name)]
     if missing:
         flag = {"peers": "peer"}.get(missing[0], missing[0]).replace("_", "-")
@@ -166,9 +195,18 @@ def load_peer_config(
         **values,  # type: ignore[arg-type]  # each was parsed to the type of its field
         consensus=ConsensusConfig(**sections["consensus"]),
         limits=LimitsConfig(**sections["limits"]),
+        storage=StorageConfig(**sections["storage"]),
     )
     _check(config)
     return config
+
+
+def _list_itself(values: dict[str, object]) -> None:
+    """Who waits to be added needs to know nobody: its own address is list enough."""
+    peers = values.get("peers") or ()
+    node_id, address = values.get("node_id"), values.get("peer_listen")
+    if values.get("join") and node_id and address and isinstance(peers, tuple):
+        values["peers"] = tuple(sorted({str(node_id): str(address), **dict(peers)}.items()))
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -30,6 +32,7 @@ from gaia_grpc.config import PeerConfig, split_address
 from gaia_grpc.errors import ConfigError, GaiaError, InvalidArgumentError, StartupError
 from gaia_grpc.logs import configure_logs
 from gaia_grpc.node.clock import Clock
+from gaia_grpc.node.disk_thread import DISK_THREADS
 from gaia_grpc.node.driver import NodeDriver
 from gaia_grpc.raft.types import NodeId
 from gaia_grpc.services.client_port import HEALTH_NAME, ClientPort, bind
@@ -60,7 +63,13 @@ def run(config: PeerConfig, clock: Clock | None = None) -> int:
     """
     configure_logs(config.log_level, config.log_format)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(serve(config, clock))
+        exit_code = runner.run(serve(config, clock))
+    if any(thread.name in DISK_THREADS for thread in threading.enumerate()):
+        # Left behind on a disk that hangs: the interpreter would wait for what it holds.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code or EXIT_FAILURE)
+    return exit_code
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -110,15 +119,19 @@ class PeerServer:
         # Others are told this address, so it must be known before anyone asks.
         self.config = replace(config, listen=with_port(config.listen))
         self.ready = asyncio.Event()
+        self._driver: NodeDriver | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serves until `stop` is set; raises where the peer can't start or go on."""
         config = self.config
         async with AsyncExitStack() as stack:
             directory = DataDirectory.open(Path(config.data_dir), NodeId(config.node_id))
-            stack.callback(directory.close)
+            stack.callback(self._close, directory)
             transport = make_transport(config)
-            driver = NodeDriver(config, directory, transport, clock=self._clock)
+            driver = NodeDriver(
+                config, directory, transport, clock=self._clock, on_state_loaded=keep_what_is_loaded
+            )
+            self._driver = driver
             peer_port = PeerPort(driver, transport, config)
             stack.push_async_callback(peer_port.stop)
             stack.push_async_callback(driver.stop)
@@ -166,10 +179,23 @@ class PeerServer:
             applied_index=status.applied_index,
             version=__version__,
         )
-        # What was loaded stays: a full collection over it would hold up the loop.
-        gc.collect()
-        gc.freeze()
+        keep_what_is_loaded()
         self.ready.set()
+
+    def _close(self, directory: DataDirectory) -> None:
+        # Where the disk hangs, a thread holds the database: closing it would hang as well.
+        if self._driver is None or not self._driver.disk_hangs:
+            directory.close()
+
+
+def keep_what_is_loaded() -> None:
+    """What was loaded stays: later full collections over it would hold up the loop.
+
+    What it has replaced goes, in this one collection.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 class PeerPort:

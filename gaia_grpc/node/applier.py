@@ -9,11 +9,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gaia_grpc.errors import invariant
+from gaia_grpc.errors import OutcomeUnknownError, invariant
 from gaia_grpc.node.api import Applied
 from gaia_grpc.node.topics import TopicBoard
 from gaia_grpc.raft.messages import AppendRequest, Envelope, StateChecksum
-from gaia_grpc.raft.types import Entry, EntryId, Index
+from gaia_grpc.raft.types import Entry, EntryId, EntryKind, Index, SnapshotMeta, Term
 from gaia_grpc.state.machine import StateMachine
 
 APPLY_SLICE_NS = 2_000_000
@@ -31,6 +31,7 @@ class ApplyStats:
     """What applying did since the start."""
 
     entries: int = 0
+    size_bytes: int = 0
     busy_ns: int = 0
 
 
@@ -49,11 +50,16 @@ class Applier:
         self._read_number = 0
         self.waiting_reads = 0
         self._abandoned: Callable[[], Exception] | None = None
+        self.applied_term = Term(0)
+        self.configuration = b""
+        """The configuration in force at the applied index."""
+        self.restoring = False
+        """A snapshot takes the place of the state: nothing is applied until it has."""
 
     @property
-    def behind(self) -> int:
-        """Committed entries that are not applied yet."""
-        return len(self._committed)
+    def behind(self) -> bool:
+        """Whether anything committed is not applied yet."""
+        return self.restoring or bool(self._committed)
 
     @property
     def waiting_proposals(self) -> int:
@@ -102,6 +108,32 @@ class Applier:
         """Queues entries to apply."""
         self._committed.extend(entries)
 
+    def hold(self) -> None:
+        """A snapshot has come: what is committed from now on waits for `replace`."""
+        self.restoring = True
+
+    def replace(self, machine: StateMachine, meta: SnapshotMeta) -> None:
+        """The state is that of the snapshot from now on; applying goes on behind it."""
+        invariant(
+            machine.applied_index == meta.index,
+            f"the snapshot holds the state after {machine.applied_index}, not {meta.index}",
+        )
+        self.machine = machine
+        self.applied_term, self.configuration = meta.term, meta.configuration
+        while self._committed and self._committed[0].index <= meta.index:
+            self._committed.popleft()
+        # Which entries the leader's log held at their places, this peer will never see.
+        for index in [index for index in self._proposals if index <= meta.index]:
+            _, future, size_bytes = self._proposals.pop(index)
+            self.waiting_size_bytes -= size_bytes
+            if not future.done():
+                future.set_exception(
+                    OutcomeUnknownError("a snapshot stands in its place; repeat the request")
+                )
+        self.restoring = False
+        self.topics.touch_all()
+        self._wake(machine.applied_index)
+
     async def wait_applied(self, index: int) -> None:
         """Returns when `index` is applied; raises `OutcomeUnknownError` where the peer stops."""
         if self.machine.applied_index >= index:
@@ -122,16 +154,20 @@ class Applier:
 
     def run(self) -> bool:
         """Applies for one slice of time; True where more is left."""
-        if not self._committed:
+        if self.restoring or not self._committed:
             return False
         started_ns = time.perf_counter_ns()
         limit_ns = started_ns + APPLY_SLICE_NS
         machine, proposals, committed = self.machine, self._proposals, self._committed
-        count = 0
+        count = size_bytes = 0
         while committed:
             entry = committed.popleft()
             result = machine.apply(entry.index, int(entry.kind), entry.data)
             count += 1
+            size_bytes += len(entry.data)
+            self.applied_term = entry.term
+            if entry.kind is EntryKind.CONFIGURATION:
+                self.configuration = entry.data
             waiting = proposals.pop(entry.index, None)
             if waiting is not None:
                 self.waiting_size_bytes -= waiting[2]
@@ -145,6 +181,7 @@ class Applier:
                 break
         self._wake(machine.applied_index)
         self.stats.entries += count
+        self.stats.size_bytes += size_bytes
         self.stats.busy_ns += time.perf_counter_ns() - started_ns
         return bool(committed)
 

@@ -16,35 +16,34 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
-from gaia.command.v1 import command_pb2
 
 from gaia_grpc.config import ConsensusConfig
 from gaia_grpc.errors import (
     GaiaError,
-    InvalidArgumentError,
     InvariantError,
     NotLeaderError,
     OutcomeUnknownError,
-    OverloadedError,
-    ResourceExhaustedError,
     UnavailableError,
 )
+from gaia_grpc.node.admission import Admission
 from gaia_grpc.node.api import Applied
 from gaia_grpc.node.applier import Applier
-from gaia_grpc.node.clock import Clock, LogClock, entry_needed_ms
+from gaia_grpc.node.clock import Clock
+from gaia_grpc.node.disk_watch import DiskWatch
+from gaia_grpc.node.events import EngineEvents
+from gaia_grpc.node.leader_time import LeaderTime
 from gaia_grpc.node.outbox import Outbox
-from gaia_grpc.node.pending import RETRY_AFTER_MS, Proposal, ProposalQueue, ReadFuture, ReadQueue
+from gaia_grpc.node.pending import RETRY_AFTER_MS, Proposal, ReadFuture, ReadQueue
 from gaia_grpc.node.writer import LogWriter
 from gaia_grpc.raft.effects import Effects, RoleChange, RoleName
 from gaia_grpc.raft.messages import Envelope
 from gaia_grpc.raft.node import RaftNode
-from gaia_grpc.raft.types import NodeId, Term
+from gaia_grpc.raft.types import EntryId, NodeId, SnapshotMeta, Term
 from gaia_grpc.state.stamp import stamp
 from gaia_grpc.storage.api import LogStorage
 from gaia_grpc.transport.api import PeerTransport
 
 MAX_INBOX = 50_000
-_ADVANCE_TIME = command_pb2.Command(advance_time=command_pb2.AdvanceTime()).SerializeToString()
 
 log = structlog.get_logger("gaia.node")
 
@@ -73,15 +72,16 @@ class Engine:
         clock: Clock,
         peer_uuid: str,
         boot: int,
-        max_command_size_bytes: int,
-        on_role_change: Callable[[RoleChange], None],
-        on_failed: Callable[[GaiaError], None],
+        admission: Admission,
+        disk_stall_ms: int,
+        events: EngineEvents,
     ) -> None:
         self.core = core
         self.applier = applier
         self.stats = EngineStats()
-        self.log_clock = LogClock(clock)
-        self.disk_full = False
+        self.admission = admission
+        self.time = LeaderTime(core, applier, clock, self._propose_own)
+        self.disk = DiskWatch(-(-disk_stall_ms // config.tick_ms))
         self.writer = LogWriter(
             storage,
             on_persisted=self._on_persisted,
@@ -91,18 +91,14 @@ class Engine:
         self._clock = clock
         self._config = config
         self._outbox = Outbox(transport.send, applier.checksum)
-        self._on_role_change = on_role_change
-        self._on_failed = on_failed
+        self._events = events
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[Envelope] = deque()
-        self._proposals = ProposalQueue()
+        self._proposals = admission.proposals
         self._reads = ReadQueue(peer_uuid, boot, config.max_pending_reads)
-        self._after_write: deque[tuple[int, tuple[Envelope, ...]]] = deque()
-        self._max_command_size_bytes = max_command_size_bytes
+        self._after_write: deque[tuple[int, tuple[Envelope, ...], SnapshotMeta | None]] = deque()
         self._tick_due = False
         self._turn_scheduled = False
-        self._advance_pending = False
-        self._clock_term = Term(0)
         self._tick_handle: asyncio.TimerHandle | None = None
         self.stopped = False
 
@@ -114,17 +110,20 @@ class Engine:
         self._schedule_tick()
         self.wake()
 
-    async def stop(self) -> None:
-        """Ends the loop and the writer; what waits gets `OutcomeUnknownError`."""
+    async def stop(self, timeout_s: float = 5.0) -> bool:
+        """Ends the loop and the writer; what waits gets `OutcomeUnknownError`.
+
+        False where the disk hangs: the writer is left behind then.
+        """
         self._halt("the peer is stopping")
-        await self.writer.stop()
+        return await self.writer.stop(timeout_s)
 
     def fail(self, error: GaiaError) -> None:
         """The peer can't go on; whoever runs it is told once."""
         if not self.stopped:
             log.error("peer_failed", reason=error.instance_reason, message=error.message)
             self._halt("the peer failed")
-            self._on_failed(error)
+            self._events.on_failed(error)
 
     def _fail_with(self, error: Exception) -> None:
         """The boundary of every callback of the loop: a bug ends the peer, visibly."""
@@ -136,7 +135,7 @@ class Engine:
 
     def _halt(self, why: str) -> None:
         self.stopped = True
-        self.log_clock.stop()
+        self.time.stop()
         if self._tick_handle is not None:
             self._tick_handle.cancel()
         self._inbox.clear()
@@ -159,37 +158,30 @@ class Engine:
         """Queues a command for the log of this leader.
 
         The future ends in `Applied`, `NotLeaderError` (not applied), `ProposalDroppedError` (not
-        applied) or `OutcomeUnknownError`. Raises `OverloadedError`, `ResourceExhaustedError`.
+        applied) or `OutcomeUnknownError`. Raises `OverloadedError`, `ResourceExhaustedError`,
+        `InvalidArgumentError`, `FailedPreconditionError`.
         """
         if self.stopped:
             raise UnavailableError("the peer is stopping", retry_after_ms=RETRY_AFTER_MS)
-        self.check_size(command)
-        if self.disk_full:
-            raise ResourceExhaustedError(
-                "the disk of the leader is full", reason="STORAGE_FULL", retry_after_ms=1_000
-            )
-        # Followers commit what the disk of a slow leader does not hold yet: that is bounded too.
-        not_durable = self.core.last_index - self.core.durable_index
-        waiting = len(self._proposals) + max(self.applier.waiting_proposals, not_durable)
-        size_bytes = self._proposals.size_bytes + self.applier.waiting_size_bytes
-        # A command that is larger than the whole budget passes alone.
-        if waiting and (
-            waiting >= self._config.max_pending_proposals
-            or size_bytes + len(command) > self._config.max_pending_size_bytes
-        ):
-            raise OverloadedError(f"{waiting} proposals are waiting", retry_after_ms=RETRY_AFTER_MS)
-        proposal = self._proposals.put(command)
+        proposal = self.admission.put(command)
         self.wake()
         return proposal
 
-    def check_size(self, command: bytes) -> None:
-        """Raises `InvalidArgumentError` for a command that no frame between peers can hold: in the
-        log it would break the append stream of each follower, again and again."""
-        if len(command) > self._max_command_size_bytes:
-            raise InvalidArgumentError(
-                f"a command of {len(command)} bytes exceeds {self._max_command_size_bytes}",
-                reason="COMMAND_TOO_LARGE",
-            )
+    def _propose_own(self, command: bytes) -> asyncio.Future[Applied]:
+        return self._proposals.put(command).future
+
+    def propose_configuration(self, data: bytes) -> asyncio.Future[Applied]:
+        """Changes the members; the future ends like that of a proposal.
+
+        Raises `NotLeaderError`, `ConfigurationRefusedError`, `UnavailableError`.
+        """
+        if self.stopped:
+            raise UnavailableError("the peer is stopping", retry_after_ms=RETRY_AFTER_MS)
+        entry_id = self.core.propose_configuration(data)
+        future: asyncio.Future[Applied] = self._loop.create_future()
+        self.applier.expect(entry_id, future, len(data))
+        self.wake()
+        return future
 
     def read_index(self) -> ReadFuture:
         """Asks for (index, log time) from which a linearizable read may be served.
@@ -215,6 +207,20 @@ class Engine:
     def peer_lost(self, peer: NodeId, term: Term) -> None:
         """The process of `peer`, which led `term`, is gone."""
         self._tell_core(self.core.peer_lost, peer, term)
+
+    def compact(self, meta: SnapshotMeta, keep_entries: int) -> EntryId:
+        """A durable snapshot stands for the log up to `meta`; returns the new base."""
+        base = self.core.compact(meta, keep_entries)
+        self.writer.compact(base)
+        return base
+
+    def report_snapshot(self, peer: NodeId, delivered: bool) -> None:
+        """How a transfer to `peer` ended."""
+        self._tell_core(self.core.report_snapshot, peer, delivered)
+
+    def step_down(self) -> None:
+        """Gives leadership up."""
+        self._tell_core(self.core.step_down)
 
     def _tell_core(self, tell: Callable[..., None], *what: object) -> None:
         if self.stopped:
@@ -267,12 +273,17 @@ class Engine:
                 self._tick_due = False
                 self.stats.ticks += 1
                 self.core.tick()
-                self._advance_time()
+                self.disk.tick()
+                self.time.pass_on(may_propose=not self.disk_full)
+                self._events.on_tick()
             self._admit()
             if self.core.has_effects:
                 self._carry_out(self.core.take_effects())
             more = self.applier.run()
-            if more or self._start_clock() or self.core.has_effects:
+            if self.time.start_if_ready():
+                self._events.on_role_change(self._role_now())
+                more = True
+            if more or self.core.has_effects:
                 self.wake()
         except Exception as error:
             self._fail_with(error)
@@ -291,14 +302,14 @@ class Engine:
         read_id = self._reads.start_round()
         if read_id is not None:
             core.request_read(read_id)
-        if self._proposals and self.log_clock.running:
+        if self._proposals and self.time.running:
             self._admit_proposals()
 
     def _admit_proposals(self) -> None:
         admitted = self._proposals.take()
         if not admitted:
             return
-        elapsed_ms, wall_ms = self.log_clock.advance_ms(), self._clock.wall_ms()
+        elapsed_ms, wall_ms = self.time.clock.advance_ms(), self._clock.wall_ms()
         commands = [stamp(proposal.command, elapsed_ms, wall_ms) for proposal in admitted]
         try:
             ids = self.core.propose(commands)
@@ -317,68 +328,49 @@ class Engine:
         self._reads.drop_gathered(self._not_leader)
 
     def _carry_out(self, effects: Effects) -> None:
-        send = self._outbox.send
+        send, write = self._outbox.send, effects.write
+        if effects.configuration is not None:
+            # First of all: a new member must be known where the messages to it leave.
+            self._events.on_configuration(effects.configuration)
         for envelope in effects.messages:
             send(envelope)
-        if effects.write is not None:
-            self._after_write.append((effects.write.write_number, effects.messages_after_write))
-            self.writer.submit(effects.write)
+        if effects.install is not None:
+            self.applier.hold()
+        if write is not None:
+            self._after_write.append(
+                (write.write_number, effects.messages_after_write, effects.install)
+            )
+            self.disk.submitted(write.write_number)
+            self.writer.submit(write)
         else:
             for envelope in effects.messages_after_write:
                 send(envelope)
         if effects.committed:
             self.applier.committed(effects.committed)
         for grant in effects.read_grants:
-            self._reads.grant(grant.read_id, grant.index, self._elapsed_ms())
+            self._reads.grant(grant.read_id, grant.index, self.time.now_ms())
         for read_id in effects.reads_dropped:
             self._reads.drop(read_id, self._not_leader)
         if effects.role_change is not None:
             self._change_role(effects.role_change)
 
-    def _elapsed_ms(self) -> int:
-        applied_ms = self.applier.machine.elapsed_ms
-        if not self.log_clock.running:
-            return applied_ms
-        return max(self.log_clock.advance_ms(), applied_ms)
-
     def _change_role(self, change: RoleChange) -> None:
-        if self.log_clock.running and (
-            change.role is not RoleName.LEADER or change.term != self._clock_term
-        ):
-            self.log_clock.stop()
-            self._advance_pending = False
+        self.time.role_changed(change)
         log.info("role", role=str(change.role), term=change.term, leader=change.leader_id or "none")
-        self._on_role_change(change)
+        self._events.on_role_change(change)
 
-    def _start_clock(self) -> bool:
-        """A new leader's log time begins where the applied log ends, so first all is applied."""
-        if self.log_clock.running or not self.core.is_ready_leader or self.applier.behind:
-            return False
-        self.log_clock.start(self.applier.machine.elapsed_ms)
-        self._clock_term = self.core.term
-        self._advance_pending = False
-        self._on_role_change(RoleChange(self.core.role, self.core.term, self.core.leader_id))
-        return True
+    def _role_now(self) -> RoleChange:
+        return RoleChange(self.core.role, self.core.term, self.core.leader_id)
 
-    def _advance_time(self) -> None:
-        """Lets log time pass, and proposes AdvanceTime when it is needed; one at a time.
+    @property
+    def installing(self) -> bool:
+        """Whether a received snapshot is on its way to become the base of the log."""
+        return any(install is not None for _, _, install in self._after_write)
 
-        Time passes in each tick, needed or not: what passes in one go is cut to `MAX_ADVANCE_MS`,
-        so an idle leader that did not look would lose all of its idle time.
-        """
-        if not self.log_clock.running:
-            return
-        now_ms = self.log_clock.advance_ms()
-        machine = self.applier.machine
-        needed = now_ms >= entry_needed_ms(machine.elapsed_ms, machine.next_due_ms())
-        if needed and not self._advance_pending and not self.disk_full:
-            self._advance_pending = True
-            self._proposals.put(_ADVANCE_TIME).future.add_done_callback(self._advanced)
-
-    def _advanced(self, future: asyncio.Future[Applied]) -> None:
-        self._advance_pending = False
-        if not future.cancelled():
-            future.exception()  # a lost leader's AdvanceTime is the next leader's business
+    @property
+    def disk_full(self) -> bool:
+        """Whether the last write found no space."""
+        return self.admission.disk_full
 
     # --- from the writer ---
 
@@ -386,15 +378,19 @@ class Engine:
         if self.stopped:
             return
         try:
+            self.disk.persisted(write_number)
             self.core.persisted(write_number)
             while self._after_write and self._after_write[0][0] <= write_number:
-                for envelope in self._after_write.popleft()[1]:
+                _, messages, install = self._after_write.popleft()
+                for envelope in messages:
                     self._outbox.send(envelope)
+                if install is not None:
+                    self._events.on_install(install)
         except Exception as error:
             self._fail_with(error)
         self.wake()
 
     def _on_full(self, full: bool) -> None:
-        self.disk_full = full
+        self.admission.disk_full = full
         log.warning("disk_full" if full else "disk_has_space")
-        self._on_role_change(RoleChange(self.core.role, self.core.term, self.core.leader_id))
+        self._events.on_role_change(self._role_now())

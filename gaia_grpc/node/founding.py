@@ -23,8 +23,10 @@ from gaia.command.v1 import command_pb2
 from gaia_grpc.config import PeerConfig
 from gaia_grpc.errors import StartupError, UnavailableError
 from gaia_grpc.node.clock import Clock
+from gaia_grpc.node.feature_levels import announced_level
 from gaia_grpc.node.members import encode_configuration
 from gaia_grpc.raft.types import Entry, EntryKind, HardState, Index, NodeId, Term
+from gaia_grpc.state.feature_levels import FEATURE_LEVEL
 from gaia_grpc.state.stamp import stamp
 from gaia_grpc.storage.directory import DataDirectory
 from gaia_grpc.transport.api import (
@@ -159,6 +161,11 @@ class Founder:
         command = command_pb2.Command(
             found_cluster=command_pb2.FoundCluster(
                 cluster_id=cluster_id,
+                feature_level=min(
+                    announced_level(self._config.consensus),
+                    *(max(1, answer.feature_level) for answer in answers.values()),
+                    FEATURE_LEVEL,
+                ),
                 settings=[
                     cluster_pb2.SettingChange(name=name, value=value)
                     for name, value in self._config.settings
@@ -184,6 +191,10 @@ class Founder:
         return Founding(cluster_id, tuple(members), entries)
 
     def _write(self, founding: Founding) -> None:
+        if not founding.entries:
+            # Long compacted: this late founder, which never promised anything, joins instead.
+            self._directory.adopt(founding.cluster_id)
+            return
         last = founding.entries[-1]
         self._directory.found(
             founding.cluster_id,

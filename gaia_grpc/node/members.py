@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from gaia.raft.v1 import raft_pb2
 
-from gaia_grpc.errors import IdentityRefusedError, StartupError
+from gaia_grpc.errors import invariant
 from gaia_grpc.raft.types import Entry, EntryKind, Members, NodeId
 from gaia_grpc.transport.api import Hello, Member
 
@@ -63,8 +63,34 @@ def latest_configuration(entries: Iterable[Entry]) -> tuple[str, tuple[Member, .
     return None if found is None else decode_configuration(found)
 
 
+def decode_members_for(node_id: NodeId, peer_uuid: str, data: bytes) -> Members:
+    """The same, for the core of one peer: without itself where its name means other data.
+
+    A replaced machine reads in the log of its predecessor that "it" has a vote. It remembers
+    nothing of what was promised then, so it must not take that for its own (faults B26).
+    """
+    _, members = decode_configuration(data)
+    own = [member for member in members if member.node_id == node_id]
+    if own and own[0].peer_uuid != peer_uuid:
+        members = tuple(member for member in members if member.node_id != node_id)
+    return Members(
+        tuple(member.node_id for member in members if not member.learner),
+        tuple(member.node_id for member in members if member.learner),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """What a peer has told of itself since this one was started."""
+
+    peer_uuid: str
+    client_address: str
+    feature_level: int
+    software_version: str
+
+
 class Membership:
-    """The members as this peer knows them, with the addresses that they announced since."""
+    """The members by the configuration in force, with what they announced since."""
 
     def __init__(
         self,
@@ -75,84 +101,157 @@ class Membership:
         peer_uuid: str,
         peer_addresses: dict[NodeId, str],
         client_address: str,
+        feature_level: int,
+        software_version: str,
     ) -> None:
-        """`peer_addresses` are this peer's own `--peer` list: addresses are local knowledge, and
-        may change between starts; names and uuids may not."""
+        """No members: a peer that waits to hear of them from a leader.
+
+        `peer_addresses` are this peer's own `--peer` list. Addresses are local knowledge, so they
+        override those of the members that are known at the start; who comes later brings its own.
+        """
         self.cluster_id = cluster_id
         self.node_id = node_id
         self.peer_uuid = peer_uuid
+        self.feature_level = feature_level
+        self.own = Announced(peer_uuid, client_address, feature_level, software_version)
+        members = tuple(members)
+        self._addresses = {
+            member.peer_uuid: peer_addresses[member.node_id]
+            for member in members
+            if member.node_id in peer_addresses
+        }
+        self._announced: dict[NodeId, Announced] = {}
+        self._members: dict[NodeId, Member] = {}
+        self._take(members)
+
+    def follow(self, data: bytes) -> None:
+        """Another configuration is in force."""
+        cluster_id, members = decode_configuration(data) if data else (self.cluster_id, ())
+        invariant(
+            cluster_id == self.cluster_id,
+            f"the log names cluster {cluster_id}, the directory {self.cluster_id}",
+        )
+        self._take(members)
+
+    def _take(self, members: Iterable[Member]) -> None:
         self._members = {
             member.node_id: replace(
-                member, peer_address=peer_addresses.get(member.node_id, member.peer_address)
+                member, peer_address=self._addresses.get(member.peer_uuid, member.peer_address)
             )
             for member in members
         }
-        own = self._members.get(node_id)
-        if own is None or own.peer_uuid != peer_uuid:
-            raise StartupError(
-                f"{node_id} with the data of {peer_uuid} is no member of cluster {cluster_id}; "
-                "remove it from the cluster and add it again"
-            )
-        self._members[node_id] = replace(own, client_address=client_address)
-
-    def check_peer_list(self, listed: Iterable[NodeId]) -> None:
-        """Raises `StartupError` where the `--peer` list names other peers than the cluster has."""
-        members, names = sorted(self._members), sorted(listed)
-        if members != names:
-            raise StartupError(
-                f"--peer lists {', '.join(names)}, but the members of cluster {self.cluster_id} "
-                f"are {', '.join(members)}"
-            )
 
     @property
     def members(self) -> tuple[Member, ...]:
-        """All members, sorted by node id."""
-        return tuple(self._members[node_id] for node_id in sorted(self._members))
+        """All members, sorted by node id, with the client addresses that they announced last."""
+        return tuple(
+            replace(member, client_address=self.client_address(member.node_id))
+            for _, member in sorted(self._members.items())
+        )
 
     @property
     def voters(self) -> tuple[NodeId, ...]:
         """Node ids of the members that have a vote, sorted."""
-        return tuple(member.node_id for member in self.members if not member.learner)
+        return tuple(name for name, member in sorted(self._members.items()) if not member.learner)
+
+    @property
+    def is_member(self) -> bool:
+        """Whether the configuration names this very peer."""
+        own = self._members.get(self.node_id)
+        return own is not None and own.peer_uuid == self.peer_uuid
+
+    def other_addresses(self) -> dict[NodeId, str]:
+        """Where the other members listen for peers."""
+        return {
+            name: member.peer_address
+            for name, member in sorted(self._members.items())
+            if name != self.node_id
+        }
+
+    def member(self, node_id: NodeId) -> Member | None:
+        """One member; None where the configuration does not name it."""
+        return self._members.get(node_id)
+
+    def announced(self, node_id: NodeId) -> Announced | None:
+        """What that member has told of itself; None where it was not heard since the start."""
+        if node_id == self.node_id:
+            return self.own
+        member, heard = self._members.get(node_id), self._announced.get(node_id)
+        # What an earlier bearer of the name said does not count.
+        if member is None or heard is None or heard.peer_uuid != member.peer_uuid:
+            return None
+        return heard
 
     def client_address(self, node_id: str) -> str:
         """Where clients reach a member; empty where it is not known."""
-        member = self._members.get(NodeId(node_id))
+        name = NodeId(node_id)
+        heard = self.announced(name)
+        if heard is not None and heard.client_address:
+            return heard.client_address
+        member = self._members.get(name)
         return "" if member is None else member.client_address
 
-    def hello(self, to_node: NodeId, software_version: str, feature_level: int) -> Hello:
-        """How this peer introduces itself; raises `IdentityRefusedError` for a stranger."""
+    def common_feature_level(self) -> int:
+        """The highest level that every member announces; 0 where one was not heard yet."""
+        levels = [self.announced(name) for name in self._members]
+        return min((0 if each is None else each.feature_level for each in levels), default=0)
+
+    # --- introductions ---
+
+    def hello(self, to_node: NodeId) -> Hello:
+        """How this peer introduces itself; to a stranger without naming its data directory."""
         other = self._members.get(to_node)
-        if other is None:
-            raise IdentityRefusedError(f"{to_node} is no member of cluster {self.cluster_id}")
-        own = self._members[self.node_id]
         return Hello(
             cluster_id=self.cluster_id,
             from_node=self.node_id,
             from_peer_uuid=self.peer_uuid,
             to_node=to_node,
-            to_peer_uuid=other.peer_uuid,
-            client_address=own.client_address,
-            feature_level=feature_level,
-            software_version=software_version,
+            to_peer_uuid="" if other is None else other.peer_uuid,
+            client_address=self.own.client_address,
+            feature_level=self.feature_level,
+            software_version=self.own.software_version,
         )
 
-    def accepts(self, hello: Hello) -> str | None:
-        """None if the speaker is the member it says it is and means this peer; else why not."""
+    def accepts(self, hello: Hello, cluster_level: int) -> str | None:
+        """None if the speaker may be who it says it is and means this peer; else why not.
+
+        Somebody whom no configuration here names may be a member all the same: this peer's log may
+        lag behind, and who waits to join knows nobody at all.
+        """
         if hello.cluster_id != self.cluster_id:
             return f"{hello.from_node} is of cluster {hello.cluster_id}, not {self.cluster_id}"
-        if hello.to_node != self.node_id or hello.to_peer_uuid != self.peer_uuid:
+        if hello.to_node != self.node_id or hello.to_peer_uuid not in ("", self.peer_uuid):
             return (
                 f"{hello.from_node} means {hello.to_node} with the data of {hello.to_peer_uuid}, "
                 f"this is {self.node_id} with {self.peer_uuid}"
             )
         member = self._members.get(hello.from_node)
-        if member is None:
-            return f"{hello.from_node} is no member of cluster {self.cluster_id}"
-        if member.peer_uuid != hello.from_peer_uuid:
+        if member is not None and member.peer_uuid != hello.from_peer_uuid:
             return (
                 f"{hello.from_node} comes with other data than it joined with; "
                 "remove it from the cluster and add it again"
             )
-        if hello.client_address and hello.client_address != member.client_address:
-            self._members[hello.from_node] = replace(member, client_address=hello.client_address)
+        if member is None:
+            for other in self._members.values():
+                if other.peer_uuid == hello.from_peer_uuid:
+                    return f"{hello.from_node} comes with the data of {other.node_id}"
+        level = max(1, hello.feature_level)
+        if level < cluster_level:
+            return (
+                f"{hello.from_node} understands feature level {level}, "
+                f"cluster {self.cluster_id} has {cluster_level}: start a newer version there"
+            )
         return None
+
+    def note(self, hello: Hello) -> bool:
+        """Keeps what a peer has told of itself; True where that is news."""
+        heard = Announced(
+            hello.from_peer_uuid,
+            hello.client_address,
+            max(1, hello.feature_level),
+            hello.software_version,
+        )
+        if self._announced.get(hello.from_node) == heard:
+            return False
+        self._announced[hello.from_node] = heard
+        return True

@@ -9,10 +9,14 @@ the caller at the end is exact: `UnavailableError` if no attempt can have reache
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from gaia_grpc.errors import (
+    ConfigurationRefusedError,
+    FailedPreconditionError,
     GaiaError,
     InvalidArgumentError,
+    NotFoundError,
     NotLeaderError,
     OutcomeUnknownError,
     OverloadedError,
@@ -31,6 +35,7 @@ from gaia_grpc.transport.api import (
     ForwardedCall,
     ForwardedOutcome,
     ForwardFailure,
+    MemberChange,
     PeerTransport,
     ReadIndexGrant,
 )
@@ -57,9 +62,16 @@ class Router:
     """Routes commands and reads of one peer."""
 
     def __init__(
-        self, engine: Engine, transport: PeerTransport, topics: TopicBoard, status_topic: str
+        self,
+        engine: Engine,
+        transport: PeerTransport,
+        topics: TopicBoard,
+        status_topic: str,
+        change_members: Callable[[MemberChange, float], Awaitable[AppliedCommand]],
     ) -> None:
+        """`change_members` makes a forwarded change of the members, at a leader."""
         self.engine = engine
+        self._change_members = change_members
         self._transport = transport
         self._topics = topics
         self._status_topic = status_topic
@@ -83,7 +95,7 @@ class Router:
 
     async def propose(self, command: bytes, timeout_s: float) -> Applied:
         """See `ReplicatedLog.propose`."""
-        self.engine.check_size(command)
+        self.engine.admission.check_size(command)
         deadline = _Deadline(timeout_s)
         unknown = False
         while (remaining_s := deadline.remaining_s()) > 0:
@@ -175,11 +187,27 @@ class Router:
             return outcome.index, outcome.elapsed_ms
         raise _failure(outcome)
 
+    async def change_there(
+        self, leader: NodeId, change: MemberChange, timeout_s: float
+    ) -> AppliedCommand:
+        """Hands a change of the members to the leader; raises what it failed with there."""
+        try:
+            outcome = await self._forward(leader, None, timeout_s, change)
+        except TimeoutError:
+            raise OutcomeUnknownError("the leader changed before it answered") from None
+        if isinstance(outcome, AppliedCommand):
+            return outcome
+        raise _failure(outcome)
+
     async def _forward(
-        self, leader: NodeId, command: bytes | None, timeout_s: float
+        self,
+        leader: NodeId,
+        command: bytes | None,
+        timeout_s: float,
+        change: MemberChange | None = None,
     ) -> ForwardedOutcome:
         """Raises `TimeoutError` where another peer leads before `leader` answered."""
-        call = ForwardedCall(command, max(1, int(timeout_s * 1000)))
+        call = ForwardedCall(command, max(1, int(timeout_s * 1000)), change)
         async with asyncio.timeout(None) as scope:
             self._forwarding[scope] = leader
             try:
@@ -197,6 +225,8 @@ class Router:
                 raise NotLeaderError(
                     "this peer does not lead", leader_id=self.engine.core.leader_id
                 )
+            if call.change is not None:
+                return await self._change_members(call.change, timeout_s)
             if call.command is None:
                 async with asyncio.timeout(timeout_s):
                     index, elapsed_ms = await self.engine.read_index()
@@ -251,7 +281,15 @@ def _failure(outcome: ForwardedOutcome) -> GaiaError:
             )
         case InvalidArgumentError.reason | "COMMAND_TOO_LARGE":
             return InvalidArgumentError(outcome.message, reason=outcome.reason)
+        case ConfigurationRefusedError.reason:
+            return ConfigurationRefusedError(outcome.message)
+        case NotFoundError.reason:
+            return NotFoundError(outcome.message)
+        case "FEATURE_LEVEL":
+            return FailedPreconditionError(outcome.message, reason=outcome.reason)
         case OutcomeUnknownError.reason:
             return OutcomeUnknownError(outcome.message, retry_after_ms=retry_after_ms)
         case _:
-            return UnavailableError(outcome.message, retry_after_ms=retry_after_ms)
+            return UnavailableError(
+                outcome.message, reason=outcome.reason, retry_after_ms=retry_after_ms
+            )

@@ -14,6 +14,7 @@ from gaia_grpc.raft.effects import RoleName
 from gaia_grpc.raft.node import RaftNode
 from gaia_grpc.raft.types import Index, NodeId
 from gaia_grpc.storage.directory import Identity
+from gaia_grpc.transport.api import Member
 
 
 def status_before_start(identity: Identity) -> NodeStatus:
@@ -44,6 +45,7 @@ def status_of(
     at_index: int,
     reachable: Collection[NodeId],
     writable: bool,
+    snapshot_index: int,
 ) -> NodeStatus:
     """The status of a running peer; `OutOfRangeError` where the hash at `at_index` is not kept."""
     core, machine = engine.core, engine.applier.machine
@@ -68,17 +70,29 @@ def status_of(
         state_hash=state_hash[1],
         writable=writable,
         members=tuple(
-            MemberStatus(
-                node_id=member.node_id,
-                peer_uuid=member.peer_uuid,
-                peer_address=member.peer_address,
-                client_address=member.client_address,
-                reachable=member.node_id == core.node_id or member.node_id in reachable,
-                match_index=core.match_index(member.node_id),
-                voter=not member.learner,
-            )
-            for member in membership.members
+            member_status(member, engine, membership, reachable) for member in membership.members
         ),
+        first_log_index=core.first_index,
+        snapshot_index=snapshot_index,
+        feature_level=machine.feature_level,
+    )
+
+
+def member_status(
+    member: Member, engine: Engine, membership: Membership, reachable: Collection[NodeId]
+) -> MemberStatus:
+    """What a running peer knows of one member."""
+    core, announced = engine.core, membership.announced(member.node_id)
+    return MemberStatus(
+        node_id=member.node_id,
+        peer_uuid=member.peer_uuid,
+        peer_address=member.peer_address,
+        client_address=member.client_address,
+        reachable=member.node_id == core.node_id or member.node_id in reachable,
+        match_index=core.match_index(member.node_id),
+        voter=not member.learner,
+        feature_level=0 if announced is None else announced.feature_level,
+        software_version="" if announced is None else announced.software_version,
     )
 
 

@@ -41,6 +41,17 @@ class TopicBoard:
             _, version = self._versions.popitem(last=False)
             self._floor = max(self._floor, version)
 
+    def touch_all(self) -> None:
+        """Every topic may have changed: wakes all who wait (a snapshot replaced the state)."""
+        self._touches += 1
+        self._floor = self._touches
+        self._versions.clear()
+        waiters, self._waiters = self._waiters, {}
+        for waiting in waiters.values():
+            for waiter in waiting:
+                if not waiter.done():
+                    waiter.set_result(None)
+
     async def wait(self, topic: str, version: int, timeout_s: float) -> int:
         """Returns the version once it differs from `version`, or after the timeout."""
         if self.version(topic) != version or timeout_s <= 0:

@@ -13,10 +13,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from gaia_grpc.errors import GaiaError, StorageFailedError, StorageFullError
-from gaia_grpc.raft.types import WriteBatch
+from gaia_grpc.node.disk_thread import LOG_THREAD
+from gaia_grpc.raft.types import EntryId, WriteBatch
 from gaia_grpc.storage.api import LogStorage
 
 _T = TypeVar("_T")
@@ -54,10 +56,12 @@ class LogWriter:
         self._on_failed = on_failed
         # Bounded from outside: a follower gets no more than the leader's window, and a leader takes
         # no more proposals than `max_pending_proposals` that are not on its own disk.
-        self._queue: queue.SimpleQueue[WriteBatch | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[WriteBatch | EntryId | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
+        self._ended = asyncio.Event()
+        self._full = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=LOG_THREAD, daemon=True)
 
     def start(self) -> None:
         """Starts the thread; must be called on the loop."""
@@ -68,31 +72,64 @@ class LogWriter:
         """Queues a write; never blocks."""
         self._queue.put(batch)
 
-    async def stop(self) -> None:
-        """Writes what is queued (unless the disk is full) and ends the thread."""
+    def compact(self, base: EntryId) -> None:
+        """Queues a compaction of the log; what it removes goes bit by bit between writes."""
+        self._queue.put(base)
+
+    async def stop(self, timeout_s: float = 5.0) -> bool:
+        """Writes what is queued (unless the disk is full) and ends the thread.
+
+        False where the disk does not let it end in time: it is left behind then.
+        """
         self._stopping.set()
         self._queue.put(None)
-        if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join)
+        if not self._thread.is_alive():
+            return True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._ended.wait()
+        except TimeoutError:
+            return False
+        return True
 
     # --- on the thread ---
 
     def _run(self) -> None:
-        last = False
+        try:
+            self._serve()
+        finally:
+            self._call(_set, self._ended)
+
+    def _serve(self) -> None:
+        last = more = False
         while not last:
-            batches: list[WriteBatch] = []
-            item = self._queue.get()
+            batches, base, last = self._gather(wait=not more)
+            if batches and not self._write(batches):
+                return
+            if base is not None and not self._guarded(partial(self._storage.compact, base)):
+                return
+            if batches or base is not None or more:
+                if not self._guarded(self._storage.maintain):
+                    return
+                more = self._storage.needs_maintenance and not self._full
+
+    def _gather(self, *, wait: bool) -> tuple[list[WriteBatch], EntryId | None, bool]:
+        """All that is queued: writes, the last compaction, and whether that is the end."""
+        batches: list[WriteBatch] = []
+        base: EntryId | None = None
+        last = False
+        try:
+            item = self._queue.get() if wait else self._queue.get_nowait()
             while True:
                 if item is None:
                     last = True
+                elif isinstance(item, EntryId):
+                    base = item
                 else:
                     batches.append(item)
-                try:
-                    item = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-            if batches and not self._write(batches):
-                return
+                item = self._queue.get_nowait()
+        except queue.Empty:
+            return batches, base, last
 
     def _write(self, batches: list[WriteBatch]) -> bool:
         """False where the thread must end: the disk failed, or is full while stopping."""
@@ -121,13 +158,15 @@ class LogWriter:
         stats.batches += len(batches)
         stats.busy_ns += time.perf_counter_ns() - started_ns
         self._call(self._on_persisted, batches[-1].write_number)
-        return self._maintain()
+        return True
 
-    def _maintain(self) -> bool:
+    def _guarded(self, work: Callable[[], None]) -> bool:
+        """Housekeeping: what there is no space for is tried again after the next write."""
+        self._full = False
         try:
-            self._storage.maintain()
+            work()
         except StorageFullError:
-            return True  # tried again after the next write
+            self._full = True
         except GaiaError as error:
             self._call(self._on_failed, error)
             return False
@@ -142,3 +181,7 @@ class LogWriter:
             self._loop.call_soon_threadsafe(callback, argument)
         except RuntimeError:
             self._stopping.set()  # the loop is closed: nobody is left to hear it
+
+
+def _set(event: asyncio.Event) -> None:
+    event.set()

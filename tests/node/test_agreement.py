@@ -14,7 +14,7 @@ from gaia_grpc.node.topics import TopicBoard
 from gaia_grpc.raft.messages import AppendRequest, Envelope, StateChecksum, TimeoutNow
 from gaia_grpc.raft.types import EntryKind, Index, NodeId, Term
 from gaia_grpc.state.machine import StateMachine
-from tests.support.local_cluster import LocalCluster, change_setting, running
+from tests.support.local_cluster import LocalCluster, change_setting, engine_of, running
 
 N1, N2 = NodeId("n1"), NodeId("n2")
 
@@ -58,8 +58,7 @@ async def test_follower_whose_state_went_wrong_stops_and_the_others_go_on(tmp_pa
         leader = await cluster.leader()
         await cluster.agree()
         follower = next(name for name in cluster.names if name != leader)
-        engine = cluster.drivers[follower]._engine
-        assert engine is not None
+        engine = engine_of(cluster.drivers[follower])
         chain = engine.applier.machine._chain
         chain._kept[-1] = chain.value = bytes(32)
         async with asyncio.timeout(10):

@@ -22,6 +22,7 @@ from tests.support.local_cluster import (
     FAST,
     LocalCluster,
     change_setting,
+    engine_of,
     read_setting,
     result_of,
     running,
@@ -49,8 +50,7 @@ async def test_any_peer_takes_a_command_and_all_apply_it(cluster: LocalCluster) 
 
 async def test_many_commands_at_once_share_writes(cluster: LocalCluster) -> None:
     leader = cluster.drivers[await cluster.leader()]
-    assert leader._engine is not None
-    before = leader._engine.writer.stats.transactions
+    before = engine_of(leader).writer.stats.transactions
     answers = await asyncio.gather(
         *(
             leader.propose(change_setting("task.max_retries", "4", f"r{n}"), timeout_s=5)
@@ -58,7 +58,7 @@ async def test_many_commands_at_once_share_writes(cluster: LocalCluster) -> None
         )
     )
     assert len({answer.index for answer in answers}) == 300
-    assert leader._engine.writer.stats.transactions - before < 100
+    assert engine_of(leader).writer.stats.transactions - before < 100
     await cluster.agree()
 
 
@@ -170,7 +170,7 @@ async def test_follower_campaigns_at_once_when_the_leaders_process_is_gone(tmp_p
         status = cluster.drivers[old].status()
         await cluster.crash(old)
         for name in sorted(cluster.drivers):
-            cluster.drivers[name].on_leader_gone(NodeId(old), Term(status.term))
+            cluster.drivers[name].inbound.on_leader_gone(NodeId(old), Term(status.term))
         new = await cluster.leader(timeout_s=5)
         assert cluster.drivers[new].status().term > status.term
 

@@ -59,10 +59,9 @@ async def test_log_time_goes_on_while_nothing_is_due(tmp_path: Path) -> None:
     async with running(cluster):
         await cluster.leader()
         driver = cluster.drivers["n1"]
-        assert driver._router is not None
-        before_ms = await driver._router.confirm_read(5)
+        before_ms = await driver.inbound.running().router.confirm_read(5)
         await let_time_pass(driver, clock, 3_000)
-        assert await driver._router.confirm_read(5) - before_ms == 3_000
+        assert await driver.inbound.running().router.confirm_read(5) - before_ms == 3_000
 
 
 async def test_log_time_is_in_the_log_while_something_waits_for_it(tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ async def test_message_to_a_stopped_peer_is_dropped(tmp_path: Path) -> None:
         engine = engine_of(driver)
         await engine.stop()
         for _ in range(3):
-            driver.on_message(Envelope(NodeId("n2"), NodeId("n1"), Term(9), TimeoutNow()))
+            driver.inbound.on_message(Envelope(NodeId("n2"), NodeId("n1"), Term(9), TimeoutNow()))
         assert len(engine._inbox) == 0
 
 
@@ -278,9 +278,9 @@ async def test_peer_without_a_cluster_answers_and_stops(tmp_path: Path) -> None:
     starting = asyncio.create_task(cluster.start("n1"))
     await until(lambda: "n1" in cluster.drivers)
     driver = cluster.drivers["n1"]
-    driver.on_message(Envelope(NodeId("n2"), NodeId("n1"), Term(1), TimeoutNow()))
-    driver.on_stream_broken(NodeId("n2"))
-    driver.on_leader_gone(NodeId("n2"), Term(1))
+    driver.inbound.on_message(Envelope(NodeId("n2"), NodeId("n1"), Term(1), TimeoutNow()))
+    driver.inbound.on_stream_broken(NodeId("n2"))
+    driver.inbound.on_leader_gone(NodeId("n2"), Term(1))
     status = driver.status()
     assert (status.role, status.writable, status.cluster_id) == (RoleName.FOLLOWER, False, "")
     assert await driver.wait_status(status, timeout_s=0.01) == status
@@ -289,7 +289,7 @@ async def test_peer_without_a_cluster_answers_and_stops(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError):
         await driver.read(b"", consistency=ReadConsistency.LOCAL, timeout_s=5)
     with pytest.raises(UnavailableError):
-        driver.hello(NodeId("n2"))
+        driver.inbound.hello(NodeId("n2"))
     starting.cancel()
     await asyncio.wait([starting])
     assert starting.cancelled()

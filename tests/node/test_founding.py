@@ -12,9 +12,14 @@ from typing import Any
 import pytest
 import structlog
 
-from gaia_grpc.errors import IdentityRefusedError, StartupError, UnavailableError
+from gaia_grpc.errors import InvariantError, StartupError, UnavailableError
 from gaia_grpc.node import founding
-from gaia_grpc.node.members import Membership, decode_configuration, latest_configuration
+from gaia_grpc.node.members import (
+    Membership,
+    decode_configuration,
+    encode_configuration,
+    latest_configuration,
+)
 from gaia_grpc.raft.types import Index, NodeId
 from gaia_grpc.transport.api import Hello, IdentifyRequest, IdentifyResponse
 from gaia_grpc.transport.memory import MemoryTransport
@@ -81,7 +86,7 @@ async def test_wiped_peer_neither_founds_nor_votes(cluster: LocalCluster) -> Non
     # Even with the right cluster id and name its messages are refused: the uuid is another one.
     stranger = cluster.directories["n1"].identity()
     status = cluster.drivers["n2"].status()
-    refusal = cluster.drivers["n2"].accepts(
+    refusal = cluster.drivers["n2"].inbound.accepts(
         Hello(
             cluster_id=status.cluster_id,
             from_node=NodeId("n1"),
@@ -120,28 +125,30 @@ async def test_empty_directory_without_bootstrap_does_not_start(cluster: LocalCl
         await cluster.start("n1", config=cluster.config("n1", bootstrap=False))
 
 
-async def test_restart_ignores_bootstrap_and_checks_the_peer_list(cluster: LocalCluster) -> None:
+async def test_restart_ignores_bootstrap_and_the_peer_list_only_has_addresses(
+    cluster: LocalCluster,
+) -> None:
+    """The log tells who the members are; what an old command line says changes nothing."""
     await cluster.start()
     await cluster.crash("n1")
-    fewer = replace(cluster.config("n1"), peers=cluster.config("n1").peers[:2])
-    with pytest.raises(StartupError, match="members of cluster"):
-        await cluster.start("n1", config=fewer)
-    await cluster.crash("n1")
-    await cluster.start("n1")
+    listed = (*cluster.config("n1").peers[:2], ("n9", "127.0.0.1:9"))
+    await cluster.start("n1", config=replace(cluster.config("n1"), peers=listed))
     await cluster.leader()
+    members = cluster.drivers["n1"].status().members
+    assert [member.node_id for member in members] == ["n1", "n2", "n3"]
 
 
 async def test_message_of_another_cluster_is_refused(cluster: LocalCluster) -> None:
     await cluster.start()
-    hello = cluster.drivers["n1"].hello(NodeId("n2"))
-    assert cluster.drivers["n2"].accepts(hello) is None
+    hello = cluster.drivers["n1"].inbound.hello(NodeId("n2"))
+    assert cluster.drivers["n2"].inbound.accepts(hello) is None
     for wrong in (
         replace(hello, cluster_id="0" * 32),
         replace(hello, from_node=NodeId("n9")),
         replace(hello, to_peer_uuid="someone else"),
         replace(hello, to_node=NodeId("n3")),
     ):
-        assert cluster.drivers["n2"].accepts(wrong) is not None
+        assert cluster.drivers["n2"].inbound.accepts(wrong) is not None
 
 
 @pytest.mark.parametrize(
@@ -204,19 +211,23 @@ async def test_bug_in_the_transport_is_not_taken_for_a_missing_peer(
 
 
 async def test_log_of_another_cluster_is_refused(cluster: LocalCluster) -> None:
-    """Somebody copied raft.db over: neither the identity nor the log alone decides."""
+    """Neither the identity of the directory nor its log alone decides."""
     await cluster.start()
     entries = cluster.directories["n1"].log.read_entries(Index(1), 1)
     cluster_id, members = decode_configuration(entries[0].data)
-    with pytest.raises(StartupError, match="is no member of cluster"):
-        Membership(
-            cluster_id,
-            members,
-            node_id=NodeId("n1"),
-            peer_uuid="a copy",
-            peer_addresses={},
-            client_address="",
-        )
+    membership = Membership(
+        cluster_id,
+        members,
+        node_id=NodeId("n1"),
+        peer_uuid="wiped",
+        peer_addresses={},
+        client_address="",
+        feature_level=1,
+        software_version="",
+    )
+    assert not membership.is_member
+    with pytest.raises(InvariantError, match="names cluster another"):
+        membership.follow(encode_configuration("another", members))
     assert latest_configuration(()) is None
     assert latest_configuration(entries) == (cluster_id, members)
 
@@ -224,9 +235,9 @@ async def test_log_of_another_cluster_is_refused(cluster: LocalCluster) -> None:
 async def test_restarted_peer_is_found_at_its_new_client_address(cluster: LocalCluster) -> None:
     await cluster.start()
     driver = cluster.drivers["n2"]
-    hello = replace(cluster.drivers["n1"].hello(NodeId("n2")), client_address="127.0.0.1:9")
-    assert driver.accepts(hello) is None
+    hello = replace(cluster.drivers["n1"].inbound.hello(NodeId("n2")), client_address="127.0.0.1:9")
+    assert driver.inbound.accepts(hello) is None
+    driver.inbound.on_hello(hello)
     addresses = {member.node_id: member.client_address for member in driver.status().members}
     assert addresses["n1"] == "127.0.0.1:9"
-    with pytest.raises(IdentityRefusedError):
-        driver.hello(NodeId("n9"))
+    assert driver.inbound.hello(NodeId("n9")).to_peer_uuid == ""

@@ -181,7 +181,7 @@ async def test_leader_that_changes_during_an_attempt_is_tried_at_once(
 async def test_forwarded_call_is_not_forwarded_again(cluster: LocalCluster) -> None:
     follower = await follower_of(cluster)
     for command in (COMMAND, None):
-        outcome = await follower.on_forward(ForwardedCall(command, 1_000))
+        outcome = await follower.inbound.on_forward(ForwardedCall(command, 1_000))
         assert isinstance(outcome, ForwardFailure)
         assert (outcome.reason, outcome.leader_id) == ("NOT_LEADER", await cluster.leader())
 
@@ -201,7 +201,7 @@ async def test_forwarded_bytes_that_are_no_command_stay_out_of_the_log(
     """In the log they stopped every peer for good."""
     driver = cluster.drivers[await cluster.leader()]
     before = await cluster.agree()
-    outcome = await driver.on_forward(ForwardedCall(command, 5_000))
+    outcome = await driver.inbound.on_forward(ForwardedCall(command, 5_000))
     assert isinstance(outcome, ForwardFailure)
     assert outcome.reason == InvalidArgumentError.reason
     assert await cluster.agree() == before
@@ -215,7 +215,7 @@ async def test_forwarded_call_ends_at_its_deadline(tmp_path: Path, command: byte
     async with running(cluster):
         name = await cluster.leader()
         cluster.network.isolate(NodeId(name), [NodeId(other) for other in cluster.names])
-        outcome = await cluster.drivers[name].on_forward(ForwardedCall(command, 50))
+        outcome = await cluster.drivers[name].inbound.on_forward(ForwardedCall(command, 50))
         assert isinstance(outcome, ForwardFailure)
         assert outcome.reason == ("NO_QUORUM" if command is None else "OUTCOME_UNKNOWN")
 
@@ -234,7 +234,7 @@ async def test_entry_in_the_place_of_a_proposal_says_not_applied_and_it_is_repea
         admitted = engine_of(driver).stats.admitted
         mine = change_setting("task.max_retries", "7", "mine")
         writing = asyncio.create_task(driver.propose(mine, timeout_s=20))
-        forwarded = asyncio.create_task(driver.on_forward(ForwardedCall(mine, 20_000)))
+        forwarded = asyncio.create_task(driver.inbound.on_forward(ForwardedCall(mine, 20_000)))
         await until(lambda: engine_of(driver).stats.admitted == admitted + 2)
         others = [each for each in cluster.names if each != old]
         await until(
@@ -273,7 +273,7 @@ async def test_nobody_to_hand_over_to_takes_no_time(
     for other in cluster.names:
         if other != name:
             await cluster.crash(other)
-            driver.on_stream_broken(NodeId(other))
+            driver.inbound.on_stream_broken(NodeId(other))
     await driver.hand_over()
     assert tried == []
 
@@ -305,7 +305,7 @@ async def test_transfer_to_a_peer_that_breaks_off_ends_at_once(tmp_path: Path) -
         await cluster.crash(target)
         moving = asyncio.create_task(driver.transfer_leadership(target, timeout_s=60))
         await asyncio.sleep(0.02)
-        driver.on_stream_broken(NodeId(target))
+        driver.inbound.on_stream_broken(NodeId(target))
         with pytest.raises(UnavailableError):
             await asyncio.wait_for(moving, 1)
         assert driver.status().role is RoleName.LEADER

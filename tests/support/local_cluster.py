@@ -15,7 +15,7 @@ from random import Random
 from gaia.cluster.v1 import cluster_pb2
 from gaia.command.v1 import command_pb2, query_pb2
 
-from gaia_grpc.config import ConsensusConfig, LimitsConfig, PeerConfig
+from gaia_grpc.config import ConsensusConfig, LimitsConfig, PeerConfig, StorageConfig
 from gaia_grpc.node.api import Applied, ReadConsistency
 from gaia_grpc.node.clock import Clock
 from gaia_grpc.node.driver import NodeDriver
@@ -45,6 +45,7 @@ class LocalCluster:
         self.directories: dict[str, DataDirectory] = {}
         self.consensus = FAST
         self.limits = LimitsConfig()
+        self.storage = StorageConfig()
         self.settings: tuple[tuple[str, str], ...] = ()
         self.clocks: dict[str, Clock] = {}
         self.wrap_directory: Callable[[DataDirectory], DataDirectory] = lambda directory: directory
@@ -61,6 +62,7 @@ class LocalCluster:
             settings=self.settings,
             consensus=self.consensus,
             limits=self.limits,
+            storage=self.storage,
         )
 
     async def start(self, *names: str, config: PeerConfig | None = None) -> None:
@@ -73,7 +75,7 @@ class LocalCluster:
         driver = NodeDriver(
             config or self.config(name),
             directory,
-            self.hub.transport(NodeId(name)),
+            self.hub.transport(NodeId(name), (config or self.config(name)).peer_listen),
             clock=self.clocks.get(name),
             draw_timeout=Random(f"{name}").randint,
         )
@@ -89,10 +91,10 @@ class LocalCluster:
     async def crash(self, name: str) -> None:
         """Ends one peer without a word to the others."""
         driver = self.drivers.pop(name)
-        engine = driver._engine
-        if engine is not None:
-            await engine.stop()
+        if driver.inbound.peer is not None:
+            await driver.inbound.peer.stop(1.0)
         await driver._transport.close()
+        await driver._disk.close(1.0)
         self.directories.pop(name).close()
 
     async def close(self) -> None:
@@ -166,8 +168,7 @@ def result_of(applied: Applied) -> command_pb2.CommandResult:
 
 def engine_of(driver: NodeDriver) -> Engine:
     """The loop of a driver that has started."""
-    assert driver._engine is not None
-    return driver._engine
+    return driver.inbound.running().engine
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:

@@ -1,0 +1,124 @@
+"""The state out of a snapshot file: at the start, and where a leader's snapshot was installed.
+
+It is read in slices, so that the loop answers heartbeats meanwhile; nothing is applied until the
+new state is complete and takes the place of the old one in one step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+
+import structlog
+
+from gaia_grpc.errors import GaiaError, InvariantError
+from gaia_grpc.node.api import SnapshotSummary
+from gaia_grpc.node.disk_thread import DiskThread
+from gaia_grpc.node.engine import Engine
+from gaia_grpc.raft.types import SnapshotMeta
+from gaia_grpc.state.machine import StateMachine
+from gaia_grpc.state.restore import SnapshotDecoder
+from gaia_grpc.storage.api import SnapshotReader, SnapshotStore
+
+_SLICE_NS = 2_000_000
+_READ_BYTES = 256 << 10
+_MIN_PIECE_BYTES = 1 << 10
+
+log = structlog.get_logger("gaia.node")
+
+
+class Restorer:
+    """Replaces the state of an engine's applier; one snapshot at a time, the newest counts."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: SnapshotStore,
+        disk: DiskThread,
+        on_restored: Callable[[SnapshotSummary], None],
+    ) -> None:
+        self.longest_slice_ns = 0
+        """The longest time in which the loop did nothing else."""
+        self._engine = engine
+        self._store = store
+        self._disk = disk
+        self._on_restored = on_restored
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, meta: SnapshotMeta) -> None:
+        """Begins to restore; gives an older one up."""
+        self._engine.applier.hold()
+        if self._task is not None:
+            self._task.cancel()
+        self._task = asyncio.create_task(self._restore(meta), name="restore")
+        self._task.add_done_callback(self._ended)
+
+    async def stop(self) -> None:
+        """Gives up."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, GaiaError):
+            self._engine.fail(error)
+        elif error is not None:
+            log.error("restore_bug", exc_info=error)
+            self._engine.fail(InvariantError(f"restoring a snapshot failed: {error!r}"))
+
+    async def _restore(self, meta: SnapshotMeta) -> None:
+        started_s = time.monotonic()
+        reader = await self._disk.run(partial(self._store.open, meta))
+        try:
+            info = reader.info
+            machine = await self._read(reader)
+        finally:
+            if not self._engine.stopped:
+                await self._disk.run(reader.close)
+        self._engine.applier.replace(machine, meta)
+        self._engine.wake()
+        state_hash = machine.state_hash(meta.index)
+        log.info(
+            "restored",
+            index=meta.index,
+            size_bytes=info.size_bytes,
+            ms=round(1000 * (time.monotonic() - started_s)),
+        )
+        self._on_restored(
+            SnapshotSummary(
+                meta.index,
+                meta.term,
+                info.size_bytes,
+                info.sha256,
+                b"" if state_hash is None else state_hash[1],
+            )
+        )
+
+    async def _read(self, reader: SnapshotReader) -> StateMachine:
+        decoder = SnapshotDecoder()
+        offset, piece_bytes = 0, 16 << 10
+        while data := await self._disk.run(partial(reader.read, offset, _READ_BYTES)):
+            offset += len(data)
+            start = 0
+            while start < len(data):
+                piece = data[start : start + piece_bytes]
+                start += len(piece)
+                took_ns = self._timed(partial(decoder.feed, piece))
+                if took_ns > _SLICE_NS:
+                    piece_bytes = max(_MIN_PIECE_BYTES, piece_bytes // 2)
+                elif took_ns < _SLICE_NS // 2:
+                    piece_bytes = min(piece_bytes * 2, _READ_BYTES)
+                await asyncio.sleep(0)
+        machine: list[StateMachine] = []
+        self._timed(lambda: machine.append(decoder.finish()))
+        return machine[0]
+
+    def _timed(self, work: Callable[[], None]) -> int:
+        started_ns = time.perf_counter_ns()
+        work()
+        took_ns = time.perf_counter_ns() - started_ns
+        self.longest_slice_ns = max(self.longest_slice_ns, took_ns)
+        return took_ns
