@@ -5,17 +5,14 @@ from __future__ import annotations
 import hashlib
 
 from gaia.command.v1 import snapshot_pb2
-from google.protobuf.message import DecodeError
 
-from gaia_grpc.errors import GaiaError, StorageDamagedError
+from gaia_grpc.errors import StorageDamagedError
 from gaia_grpc.state.feature_levels import FEATURE_LEVEL, FIRST_LEVEL
 from gaia_grpc.state.machine import StateMachine
 from gaia_grpc.state.snapshot_codec import FORMAT, HEADER, MAX_RECORD_BYTES, TRAILER, tag_of
 
 MAX_VARINT_BYTES = 4
 """Enough for `MAX_RECORD_BYTES`."""
-NONSENSE = (DecodeError, ValueError, LookupError, TypeError, ArithmeticError, GaiaError)
-"""What a table raises at records that no table wrote."""
 
 
 class SnapshotDecoder:
@@ -60,8 +57,8 @@ class SnapshotDecoder:
         try:
             for part in self._machine.parts:
                 part.loaded()
-        except NONSENSE as error:
-            raise damaged(f"its records do not fit together: {error}") from error
+        except Exception as error:
+            raise damaged(f"its records do not fit together: {error!r}") from error
         return self._machine
 
     def _record(self, data: bytes, start: int) -> None:
@@ -72,10 +69,11 @@ class SnapshotDecoder:
             raise damaged("a record that is no record")
         try:
             self._dispatch(tag[1], data[size[0] :])
-        except NONSENSE as error:
-            if isinstance(error, StorageDamagedError):
-                raise
-            raise damaged(f"record {self._count + 1}: {error}") from error
+        except StorageDamagedError:
+            raise
+        except Exception as error:
+            # Whatever a table raises at a record that no table wrote.
+            raise damaged(f"record {self._count + 1}: {error!r}") from error
         self._digest.update(data)
         self._count += 1
 

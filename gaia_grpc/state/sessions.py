@@ -18,7 +18,7 @@ from gaia_grpc.state.affinity import GENERAL, NONE, affinity_score
 from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
 from gaia_grpc.state.refusal import Refused, refused
 from gaia_grpc.state.session_record import DEGRADED, FAILED, HEALTHY, Session
-from gaia_grpc.state.snapshot import Frozen, Part, records_section, single_section
+from gaia_grpc.state.snapshot import FrozenInOrder, Part, records_section, single_section
 from gaia_grpc.state.timers import Timer
 
 HEALTH_TIMER = "session.health"
@@ -49,7 +49,7 @@ class SessionTable:
         self._timers: dict[int, Timer] = {}
         self._last_number = 0
         self._listener: SessionListener | None = None
-        self._frozen = Frozen(self._sessions, lambda number, session: session.encode())
+        self._frozen = FrozenInOrder(self._sessions, lambda number, session: session.encode())
         self.parts: Sequence[Part] = (
             single_section("session_counters", self._encode_counters, self._load_counters),
             records_section("session", self._frozen, self._load),

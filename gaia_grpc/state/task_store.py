@@ -20,7 +20,7 @@ from gaia_grpc.state.context import Context
 from gaia_grpc.state.session_record import Session
 from gaia_grpc.state.sessions import SessionTable
 from gaia_grpc.state.snapshot import (
-    Frozen,
+    FrozenInOrder,
     Part,
     list_section,
     records_section,
@@ -72,7 +72,7 @@ class TaskStore:
         # How many retained tasks are in each run of 1,024 numbers: lists skip what was purged.
         self._block_counts: dict[int, int] = {}
         self._blocks: list[int] = []
-        self._frozen = Frozen(self._tasks, encode_task)
+        self._frozen = FrozenInOrder(self._tasks, encode_task)
         self.parts: Sequence[Part] = (
             single_section("task_counters", self._encode_counters, self._load_counters),
             records_section("task", self._frozen, self._load),
@@ -338,7 +338,10 @@ class TaskStore:
         elif task.state == SCHEDULED:
             task.timer = timers.schedule(task.available_ms, AVAILABLE_TIMER, task.number)
         elif task.state == CLAIMED:
-            self._sessions.existing(task.session_id).claims.add(task.number)
+            holder = self._sessions.find(task.session_id)
+            if holder is None:
+                raise ValueError(f"the task {task.task_id} is claimed by no session")
+            holder.claims.add(task.number)
             task.timer = timers.schedule(task.claim_expire_ms, CLAIM_TIMER, task.number)
 
     def _load_finished(self, record: bytes) -> None:

@@ -16,7 +16,7 @@ from gaia.command.v1 import snapshot_pb2
 from gaia_grpc.state.affinity import GENERAL
 from gaia_grpc.state.lazy_heap import LazyHeap
 from gaia_grpc.state.session_record import Session
-from gaia_grpc.state.snapshot import Frozen
+from gaia_grpc.state.snapshot import FrozenInOrder
 from gaia_grpc.state.task_record import Task
 from gaia_grpc.state.timers import Timer
 
@@ -88,7 +88,7 @@ class WaitList:
         self._active: dict[int, Waiter] = {}
         """By arrival: those that are in the heaps."""
         self._heaps: dict[Place, LazyHeap] = {}
-        self.frozen = Frozen(self._waiters, encode_waiter)
+        self.frozen = FrozenInOrder(self._waiters, encode_waiter)
 
     def find(self, waiter_id: int) -> Waiter | None:
         """The waiter, or None where the wait has ended."""
