@@ -1,6 +1,6 @@
 """Random runs with snapshots and changes of the members, small enough to be many.
 
-The big simulation has faults of time and disk; this one aims at the rules of sections 6 and 7: every
+The big simulation has faults of time and disk; this one aims at the rules of sections 6 and 7. Each
 run mixes compaction, installs, joins, removals, crashes, cuts and transfers over a network that
 reorders, repeats and loses. What is checked keeps its own books.
 """

@@ -261,7 +261,8 @@ class Cluster:
 
     def _arrives(self, envelope: Envelope) -> bool:
         is_cut = (envelope.from_node, envelope.to_node) in self.cuts
-        return self.peers[envelope.to_node].is_up and not is_cut
+        receiver = self.peers.get(envelope.to_node)
+        return receiver is not None and receiver.is_up and not is_cut
 
     def cut(self, one: str, other: str) -> None:
         """Both directions."""
