@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import structlog
 
@@ -41,7 +42,9 @@ from gaia_grpc.transport.api import (
     PeerTransport,
 )
 
-_ASK_TIMEOUT_S = 2.0
+_ASK_TIMEOUT_S = 1.0
+_ASK_PATIENCE_S = 2.0
+_ASK_AGAIN_S = 0.1
 _LOOK_S = 0.05
 _LOOK_EVERY_MS = 50
 
@@ -98,6 +101,13 @@ class Promoter:
             and progress.match_index >= target
             and progress.heard_ticks_ago <= self._patience_ticks
         )
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """How far one call got: what was not proposed was definitely not done."""
+
+    proposed: bool = False
 
 
 class Reconfiguration:
@@ -159,11 +169,12 @@ class Reconfiguration:
 
     async def change_here(self, change: MemberChange, timeout_s: float) -> AppliedCommand:
         """The leader's side; raises `NotLeaderError` where this peer does not lead (any more)."""
+        attempt = _Attempt()
         try:
             async with asyncio.timeout(timeout_s):
                 if change.remove:
-                    return await self._remove(change.node_id)
-                return await self._add(change)
+                    return await self._remove(change.node_id, attempt)
+                return await self._add(change, attempt)
         except TimeoutError:
             name = change.node_id
             member = self._membership.member(name)
@@ -173,9 +184,11 @@ class Reconfiguration:
                     "as it has",
                     reason="NOT_CAUGHT_UP",
                 ) from None
+            if not attempt.proposed:
+                raise UnavailableError(f"{name} did not answer in time") from None
             raise OutcomeUnknownError("not committed in time; ask again") from None
 
-    async def _add(self, change: MemberChange) -> AppliedCommand:
+    async def _add(self, change: MemberChange, attempt: _Attempt) -> AppliedCommand:
         core, name = self._engine.core, change.node_id
         existing = self._membership.member(name)
         if existing is None or existing.peer_uuid != change.peer_uuid:
@@ -188,7 +201,7 @@ class Reconfiguration:
                 )
                 _check_new(added, members)
                 log.info("adding", peer=name, address=change.peer_address)
-                await self._commit(cluster_id, (*members, added))
+                await self._commit(cluster_id, (*members, added), attempt)
             elif existing.peer_uuid != answer.peer_uuid:
                 raise ConfigurationRefusedError(
                     f"{name} is a member with other data; remove it first, then add it again"
@@ -207,7 +220,7 @@ class Reconfiguration:
                 return self._now()
             await self._topics.wait(self._status_topic, seen, _LOOK_S)
 
-    async def _remove(self, name: NodeId) -> AppliedCommand:
+    async def _remove(self, name: NodeId, attempt: _Attempt) -> AppliedCommand:
         cluster_id, members = self._configuration()
         kept = tuple(member for member in members if member.node_id != name)
         if len(kept) == len(members):
@@ -215,11 +228,15 @@ class Reconfiguration:
         if all(member.learner for member in kept):
             raise ConfigurationRefusedError(f"{name} is the last member with a vote")
         log.info("removing", peer=name)
-        return await self._commit(cluster_id, kept)
+        return await self._commit(cluster_id, kept, attempt)
 
-    async def _commit(self, cluster_id: str, members: Iterable[Member]) -> AppliedCommand:
+    async def _commit(
+        self, cluster_id: str, members: Iterable[Member], attempt: _Attempt
+    ) -> AppliedCommand:
         data = encode_configuration(cluster_id, members)
-        applied = await self._engine.propose_configuration(data)
+        future = self._engine.propose_configuration(data)
+        attempt.proposed = True
+        applied = await future
         return AppliedCommand(Term(applied.term), Index(applied.index), data)
 
     async def _ask(self, change: MemberChange) -> IdentifyResponse:
@@ -228,8 +245,7 @@ class Reconfiguration:
             split_address(change.peer_address)
         except ConfigError as error:
             raise InvalidArgumentError(error.message) from error
-        request = IdentifyRequest(self._membership.node_id, self._membership.peer_uuid)
-        answer = await self._transport.identify_at(change.peer_address, request, _ASK_TIMEOUT_S)
+        answer = await self._identify(change)
         if answer.node_id != change.node_id:
             raise ConfigurationRefusedError(
                 f"{change.peer_address} answers as {answer.node_id}, not as {change.node_id}"
@@ -255,10 +271,28 @@ class Reconfiguration:
             )
         return answer
 
+    async def _identify(self, change: MemberChange) -> IdentifyResponse:
+        """A process that has just been started gets a moment to open its port."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + _ASK_PATIENCE_S
+        request = IdentifyRequest(self._membership.node_id, self._membership.peer_uuid)
+        while True:
+            try:
+                return await self._transport.identify_at(
+                    change.peer_address, request, _ASK_TIMEOUT_S
+                )
+            except UnavailableError:
+                if loop.time() >= until_s:
+                    raise ConfigurationRefusedError(
+                        f"no peer answers at {change.peer_address}; start {change.node_id} there "
+                        "with --join first"
+                    ) from None
+            await asyncio.sleep(_ASK_AGAIN_S)
+
     def _configuration(self) -> tuple[str, tuple[Member, ...]]:
         core = self._engine.core
-        if core.role is not RoleName.LEADER:
-            raise NotLeaderError("this peer does not lead", leader_id=core.leader_id)
+        if not core.is_ready_leader:  # in a moment, or never: asked again either way
+            raise NotLeaderError("this peer does not lead (yet)", leader_id=core.leader_id)
         return decode_configuration(core.configuration)
 
     def _now(self) -> AppliedCommand:

@@ -7,16 +7,20 @@ shown on real processes in tests/e2e.
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 from gaia.cluster.v1 import cluster_pb2
 from gaia.command.v1 import command_pb2, query_pb2
+from gaia.task.v1 import task_pb2
 
 from gaia_grpc.config import ConsensusConfig, LimitsConfig, PeerConfig, StorageConfig
-from gaia_grpc.node.api import Applied, ReadConsistency
+from gaia_grpc.errors import GaiaError
+from gaia_grpc.node.api import Applied, ConfigurationChange, ReadConsistency
 from gaia_grpc.node.clock import Clock
 from gaia_grpc.node.driver import NodeDriver
 from gaia_grpc.node.engine import Engine
@@ -41,6 +45,7 @@ class LocalCluster:
         self.names = names
         self.network = MemoryNetwork(Random(7))
         self.hub = MemoryHub(self.network)
+        self._starting: set[asyncio.Task[None]] = set()
         self.drivers: dict[str, NodeDriver] = {}
         self.directories: dict[str, DataDirectory] = {}
         self.consensus = FAST
@@ -82,6 +87,36 @@ class LocalCluster:
         self.drivers[name] = driver
         await driver.start()
 
+    def joining(self, name: str) -> PeerConfig:
+        """The configuration of a peer that waits to be added."""
+        return replace(
+            self.config(name),
+            bootstrap=False,
+            join=True,
+            peers=((name, f"127.0.0.1:5015{name[1:]}"),),
+        )
+
+    async def wait_to_join(self, name: str) -> asyncio.Task[None]:
+        """Starts a peer on an empty directory; the task ends when it belongs to the cluster."""
+        starting = asyncio.create_task(self._start(name, self.joining(name)))
+        self._starting.add(starting)
+        await until(lambda: name in self.drivers and self.drivers[name].inbound.joiner is not None)
+        return starting
+
+    async def add(self, name: str, *, via: str, timeout_s: float = 10.0) -> ConfigurationChange:
+        """Adds a peer that waits, by a call at another one."""
+        return await self.drivers[via].add_peer(
+            name, "", self.joining(name).peer_listen, timeout_s=timeout_s
+        )
+
+    def isolate(self, name: str) -> None:
+        """Cuts one peer off from all others, those that come later not included."""
+        self.network.isolate(NodeId(name), [NodeId(other) for other in sorted(self.drivers)])
+
+    def wipe(self, name: str) -> None:
+        """The machine is lost; the peer must be down."""
+        shutil.rmtree(self.root / name)
+
     async def stop(self, name: str) -> None:
         """Ends one peer in good order."""
         driver = self.drivers.pop(name)
@@ -99,6 +134,10 @@ class LocalCluster:
 
     async def close(self) -> None:
         """Ends all."""
+        for starting in self._starting:
+            starting.cancel()
+        if self._starting:
+            await asyncio.wait(self._starting)
         for name in sorted(self.drivers):
             await self.crash(name)
 
@@ -185,3 +224,74 @@ def enqueue(delay_ms: int) -> bytes:
             tasks=[command_pb2.TaskSpec(task_type="t", delay_ms=delay_ms)]
         )
     ).SerializeToString()
+
+
+class Writer:
+    """Enqueues tasks one after the other at whoever answers, until it is told to stop."""
+
+    def __init__(self, cluster: LocalCluster, *, payload: bytes = b"") -> None:
+        self.acknowledged = 0
+        self.longest_gap_s = 0.0
+        self._cluster = cluster
+        self._payload = payload
+        self._stop = False
+        self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        last_s = loop.time()
+        attempts = 0
+        while not self._stop:
+            names = sorted(
+                name
+                for name, driver in self._cluster.drivers.items()
+                if driver.inbound.peer is not None
+            )
+            attempts += 1
+            driver = self._cluster.drivers[names[attempts % len(names)]]
+            command = command_pb2.Command(
+                request_id=f"w{self.acknowledged}",
+                request_digest=b"same",
+                enqueue_tasks=command_pb2.EnqueueTasks(
+                    tasks=[command_pb2.TaskSpec(task_type="t", payload=self._payload)]
+                ),
+            ).SerializeToString()
+            with suppress(GaiaError):
+                await driver.propose(command, timeout_s=1.0)
+                self.acknowledged += 1
+                self.longest_gap_s = max(self.longest_gap_s, loop.time() - last_s)
+                last_s = loop.time()
+
+    async def more(self, count: int, timeout_s: float = 20.0) -> None:
+        """Returns when that many more were acknowledged."""
+        target = self.acknowledged + count
+        await until(lambda: self.acknowledged >= target or self._task.done(), timeout_s)
+        if self._task.done():
+            self._task.result()
+
+    async def stop(self) -> int:
+        """Ends it; returns how many tasks are there."""
+        self._stop = True
+        await self._task
+        return self.acknowledged
+
+
+@asynccontextmanager
+async def writing(cluster: LocalCluster) -> AsyncIterator[Writer]:
+    """Writes while the block runs; the tasks must all be there then, once each."""
+    writer = Writer(cluster)
+    try:
+        yield writer
+    finally:
+        count = await writer.stop()
+    await cluster.agree()
+    for driver in cluster.drivers.values():
+        assert await count_tasks(driver) == count
+
+
+async def count_tasks(driver: NodeDriver) -> int:
+    """How many tasks the state of this peer holds."""
+    query = query_pb2.Query(get_queue_stats=task_pb2.GetQueueStatsRequest()).SerializeToString()
+    answer = await driver.read(query, consistency=ReadConsistency.LOCAL, timeout_s=5)
+    stats = query_pb2.QueryResult.FromString(answer).get_queue_stats
+    return int(stats.enqueued_total)
