@@ -129,6 +129,12 @@ class DrainingError(UnavailableError):
     reason = "DRAINING"
 
 
+class SnapshotRefusedError(GaiaError):
+    """A transfer of a snapshot that can't go on; `instance_reason` names what was wrong."""
+
+    reason = "SNAPSHOT_REFUSED"
+
+
 class OverloadedError(GaiaError):
     """A queue or limit is full; definitely not applied; retry after `retry_after_ms`."""
 

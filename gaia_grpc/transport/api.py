@@ -254,7 +254,10 @@ class InboundHandler(Protocol):
         ...
 
     async def open_snapshot(self, meta: SnapshotMeta) -> OutgoingSnapshot | None:
-        """The newest complete snapshot at or after `meta.index`; None where there is none."""
+        """The newest complete snapshot at or after `meta.index`; None where there is none.
+
+        Neither this nor the snapshot's methods are cancelled while they run; `close` comes once.
+        """
         ...
 
     async def receive_snapshot(
@@ -262,12 +265,19 @@ class InboundHandler(Protocol):
     ) -> SnapshotSink:
         """Begins or resumes a transfer from the leader of `term`.
 
-        Raises `UnavailableError` where another one is under way or it is not wanted.
+        Where another one is under way, that is closed first. Raises `SnapshotRefusedError` (reason
+        STALE_TERM where that leader is deposed) or `UnavailableError` where it is not wanted; so
+        may the sink's `append`, when the term changes meanwhile. None of the sink's methods is
+        cancelled while it runs, and `close` comes once in the end.
         """
         ...
 
     def on_snapshot_sent(self, peer: NodeId, meta: SnapshotMeta, delivered: bool) -> None:
-        """How a transfer to `peer` that a `SnapshotRequest` asked for ended."""
+        """How a transfer to `peer` that a `SnapshotRequest` asked for ended: once for each.
+
+        `meta` is that of the snapshot which was sent, or the requested one where there was none.
+        Comes in a turn of its own, also while `PeerTransport.close` or a removal of the peer waits.
+        """
         ...
 
     async def on_forward(self, call: ForwardedCall) -> ForwardedOutcome:

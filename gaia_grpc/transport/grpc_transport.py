@@ -41,6 +41,8 @@ from gaia_grpc.transport.forward_stream import ForwardStream
 from gaia_grpc.transport.links import Counters, TaskSet, log
 from gaia_grpc.transport.options import TransportOptions, channel_arguments
 from gaia_grpc.transport.servicer import RaftServicer
+from gaia_grpc.transport.snapshot_outbox import SnapshotOutbox
+from gaia_grpc.transport.snapshot_stream import SnapshotStream
 from gaia_grpc.transport.wire import (
     hello_to_proto,
     vote_request_to_proto,
@@ -65,6 +67,7 @@ class _Link:
     stub: raft_pb2_grpc.RaftServiceAsyncStub
     appends: AppendStream
     forwards: ForwardStream
+    snapshots: SnapshotOutbox
     counters: Counters
     address: str
     streams: TaskSet = field(default_factory=TaskSet)
@@ -135,18 +138,23 @@ class GrpcTransport:
         self._counters[peer] = counters
         appends = AppendStream(self._node_id, peer, stub, inbound, self._options, counters)
         forwards = ForwardStream(peer, stub, inbound, self._options)
-        link = _Link(inbound, channel, stub, appends, forwards, counters, address)
+        carrier = SnapshotStream(peer, address, inbound, self._options)
+        snapshots = SnapshotOutbox(peer, inbound, carrier.carry)
+        link = _Link(inbound, channel, stub, appends, forwards, snapshots, counters, address)
         link.streams.spawn(appends.run(), f"appends-to-{peer}")
         link.streams.spawn(forwards.run(), f"forwards-to-{peer}")
         return link
 
     def cancel_snapshots(self) -> None:
         """See `PeerTransport.cancel_snapshots`."""
+        for link in self._links.values():
+            link.snapshots.cancel()
 
     async def _retire(self, link: _Link) -> None:
         """Ends a link; its append stream says CLOSING, which is true: this is no crash."""
         link.appends.close()
         link.forwards.close()
+        await link.snapshots.close()
         await link.unary.close()
         await link.streams.join(2 * self._options.closing_timeout_ms / 1000)
         await link.streams.close()
@@ -178,8 +186,8 @@ class GrpcTransport:
         match payload:
             case AppendRequest():
                 return link.appends.send(term, payload)
-            case SnapshotRequest():
-                return False
+            case SnapshotRequest(meta):
+                return link.snapshots.request(term, meta)
             case _:
                 if link.unary_in_flight >= self._options.max_votes_in_flight:
                     return False

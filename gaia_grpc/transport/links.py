@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -13,6 +13,8 @@ import grpc
 import structlog
 from gaia.raft.v1 import raft_pb2 as pb
 from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from gaia_grpc.errors import IdentityRefusedError
 from gaia_grpc.raft.messages import AppendRequest, AppendResponse
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("gaia.transport")
 
+Result = TypeVar("Result")
 FramePayload = TypeVar("FramePayload", AppendRequest, AppendResponse)
 
+_UNBROKEN_WAIT_S = 2.0
 _STATUS_WAIT_S = 0.1
 _PROBE_WAIT_S = 0.1
 _PROBE_TRIES = 5
@@ -147,6 +151,28 @@ async def end_task(task: asyncio.Task[None]) -> None:
         log.error("task failed", task=task.get_name(), exc_info=error)
 
 
+async def unbroken(work: Awaitable[Result]) -> Result:
+    """Awaits what must not be cut in two; a cancellation is raised once it has ended.
+
+    Half a write to a file would go on in its thread while the file is being closed. A disk that
+    hangs must not keep the peer from ending, though: then the work is cancelled after all.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait([task], timeout=_UNBROKEN_WAIT_S if cancelled else None)
+            if not task.done():
+                task.cancel()
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        if not task.cancelled():
+            task.exception()  # looked at: the cancellation is what counts
+        raise asyncio.CancelledError
+    return task.result()
+
+
 ACCEPTED = ("gaia-raft", "accepted")
 """In the initial metadata of an accepted stream. A refused one has initial metadata too, as gRPC
 clients see it (empty, a moment before its status), so only this word tells them apart."""
@@ -187,6 +213,16 @@ def _parsed_hello(data: bytes) -> pb.Hello:
         return pb.Hello.FromString(data)
     except DecodeError as error:
         raise IdentityRefusedError("a peer introduced itself in bytes that are no Hello") from error
+
+
+def reason_of(error: grpc.aio.AioRpcError) -> str:
+    """The reason of the `google.rpc.ErrorInfo` that came with a status, or the name of its code."""
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # aio errors work too
+    info = error_details_pb2.ErrorInfo()
+    for detail in () if status is None else status.details:
+        if detail.Unpack(info):
+            return info.reason
+    return error.code().name
 
 
 async def end_call(call: AnyStream, reader: asyncio.Task[None]) -> None:

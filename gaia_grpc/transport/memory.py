@@ -1,22 +1,28 @@
-"""The in-memory twins of the network: `MemoryNetwork` moves envelopes, `MemoryTransport` is the
-peer transport on top of it.
-
-All chance comes from one `random.Random`, and messages due at the same tick arrive in the order in
-which they were sent, so a run is a function of its seed.
-"""
+"""`MemoryTransport`: the peer transport without sockets, on top of `MemoryNetwork`."""
 
 from __future__ import annotations
 
 import asyncio
-import heapq
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from random import Random
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
 
-from gaia_grpc.errors import OutcomeUnknownError, UnavailableError, invariant
-from gaia_grpc.raft.messages import AppendResponse, Envelope, PreVoteResponse, VoteResponse
-from gaia_grpc.raft.types import NodeId
+from gaia_grpc.errors import (
+    IdentityRefusedError,
+    OutcomeUnknownError,
+    UnavailableError,
+    invariant,
+)
+from gaia_grpc.raft.messages import (
+    AppendResponse,
+    Envelope,
+    PreVoteResponse,
+    SnapshotRequest,
+    VoteResponse,
+)
+from gaia_grpc.raft.types import NodeId, Term
 from gaia_grpc.transport.api import (
     ForwardedCall,
     ForwardedOutcome,
@@ -24,88 +30,17 @@ from gaia_grpc.transport.api import (
     IdentifyRequest,
     IdentifyResponse,
     InboundHandler,
+    OutgoingSnapshot,
     PeerStats,
 )
+from gaia_grpc.transport.links import TaskSet, unbroken
+from gaia_grpc.transport.memory_network import MemoryNetwork, NetworkFaults
+from gaia_grpc.transport.snapshot_intake import IncomingTransfer, SnapshotIntake, SnapshotOffer
+from gaia_grpc.transport.snapshot_outbox import SnapshotOutbox
 
+__all__ = ["MemoryHub", "MemoryNetwork", "MemoryTransport", "NetworkFaults"]
 
-@dataclass(frozen=True, slots=True)
-class NetworkFaults:
-    """Rates from 0 to 1, delays in ticks. Unequal delays reorder by themselves."""
-
-    loss: float = 0.0
-    duplicate: float = 0.0
-    delay_ticks_min: int = 0
-    delay_ticks_max: int = 0
-
-
-class MemoryNetwork:
-    """Links between named peers: each direction of each pair can be cut on its own."""
-
-    def __init__(self, random: Random, faults: NetworkFaults | None = None) -> None:
-        self._random = random
-        self.faults = faults or NetworkFaults()
-        self.now_ticks = 0
-        self.counts: Counter[str] = Counter()
-        self._cuts: dict[tuple[NodeId, NodeId], None] = {}
-        self._queue: list[tuple[int, int, Envelope]] = []
-        self._sent = 0
-
-    def cut(self, from_node: NodeId, to_node: NodeId) -> None:
-        """Nothing gets from one to the other any more, not even what is under way."""
-        self._cuts[(from_node, to_node)] = None
-
-    def isolate(self, node: NodeId, others: Iterable[NodeId]) -> None:
-        """Cuts both directions between `node` and the others."""
-        for other in others:
-            if other != node:
-                self.cut(node, other)
-                self.cut(other, node)
-
-    def heal(self) -> None:
-        """Removes all cuts."""
-        self._cuts.clear()
-
-    def connected(self, from_node: NodeId, to_node: NodeId) -> bool:
-        """Whether that direction is open."""
-        return (from_node, to_node) not in self._cuts
-
-    def send(self, envelope: Envelope) -> None:
-        """Takes a message in; it arrives never, once or twice."""
-        self.counts["sent"] += 1
-        faults = self.faults
-        if faults.loss and self._random.random() < faults.loss:
-            self.counts["lost"] += 1
-            return
-        copies = 1
-        if faults.duplicate and self._random.random() < faults.duplicate:
-            self.counts["duplicated"] += 1
-            copies = 2
-        for _ in range(copies):
-            delay = faults.delay_ticks_min
-            if faults.delay_ticks_max > delay:
-                delay = self._random.randint(delay, faults.delay_ticks_max)
-            self._sent += 1
-            heapq.heappush(self._queue, (self.now_ticks + delay, self._sent, envelope))
-
-    def take_due(self) -> list[Envelope]:
-        """What arrives by now, over links that are open now."""
-        due: list[Envelope] = []
-        while self._queue and self._queue[0][0] <= self.now_ticks:
-            _, _, envelope = heapq.heappop(self._queue)
-            if self.connected(envelope.from_node, envelope.to_node):
-                due.append(envelope)
-            else:
-                self.counts["cut"] += 1
-        return due
-
-    @property
-    def has_due(self) -> bool:
-        """Whether `take_due` would return or drop anything."""
-        return bool(self._queue) and self._queue[0][0] <= self.now_ticks
-
-    def advance(self, ticks: int = 1) -> None:
-        """Lets time pass."""
-        self.now_ticks += ticks
+CHUNK_SIZE_BYTES = 256 << 10
 
 
 class MemoryHub:
@@ -118,6 +53,8 @@ class MemoryHub:
         self._addresses: dict[NodeId, str] = {}
         self._introduced: dict[tuple[NodeId, NodeId], Hello] = {}
         self._pump_scheduled = False
+        self._intakes: dict[NodeId, SnapshotIntake] = {}
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
 
     def transport(self, node_id: NodeId, address: str = "") -> MemoryTransport:
         """The transport of one peer; with an `address` it is reached by that one only."""
@@ -126,7 +63,30 @@ class MemoryHub:
     def advance(self, ticks: int = 1) -> None:
         """Lets network time pass; only needed where the network delays."""
         self.network.advance(ticks)
+        now_ticks = self.network.now_ticks
+        for due_ticks, future in self._waiting:
+            if due_ticks <= now_ticks and not future.done():
+                future.set_result(None)
+        self._waiting = [pair for pair in self._waiting if not pair[1].done()]
         self.schedule()
+
+    async def pass_ticks(self, delay_ticks: int, interrupted: asyncio.Event) -> None:
+        """Waits for `advance`, or for the event."""
+        if not delay_ticks:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((self.network.now_ticks + delay_ticks, future))
+        stop = asyncio.create_task(interrupted.wait())
+        try:
+            either: list[asyncio.Future[Any]] = [future, stop]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            future.cancel()
+            stop.cancel()
+
+    def intake(self, node_id: NodeId) -> SnapshotIntake:
+        """Where the snapshots for one peer come in."""
+        return self._intakes.setdefault(node_id, SnapshotIntake())
 
     def schedule(self) -> None:
         """Delivers what is due in a later turn of the loop, never inside `send`."""
@@ -137,6 +97,7 @@ class MemoryHub:
     def attach(self, node_id: NodeId, inbound: InboundHandler, address: str = "") -> None:
         self._inbound[node_id] = inbound
         self._addresses[node_id] = address
+        self._intakes.pop(node_id, None)
         self._stats.setdefault(node_id, {})
         self._forget(node_id)
 
@@ -224,17 +185,27 @@ class MemoryTransport:
         self._hub = hub
         self._node_id = node_id
         self._address = address
+        self.chunk_size_bytes = CHUNK_SIZE_BYTES
         self._peers: dict[NodeId, str] | None = None
+        self._inbound: InboundHandler | None = None
+        self._outboxes: dict[NodeId, SnapshotOutbox] = {}
+        self._retiring = TaskSet()
 
     async def start(self, inbound: InboundHandler) -> None:
+        self._inbound = inbound
         self._hub.attach(self._node_id, inbound, self._address)
 
     def set_peers(self, addresses: Mapping[NodeId, str]) -> None:
         """See `PeerTransport.set_peers`; before the first call everybody is a peer."""
-        self._peers = dict(sorted(addresses.items()))
+        before, self._peers = self._peers, dict(sorted(addresses.items()))
+        for peer in list(self._outboxes):
+            if peer not in self._peers or (before or {}).get(peer) != self._peers[peer]:
+                self._retiring.spawn(self._outboxes.pop(peer).close(), f"retire-outbox-{peer}")
 
     def cancel_snapshots(self) -> None:
         """See `PeerTransport.cancel_snapshots`."""
+        for outbox in self._outboxes.values():
+            outbox.cancel()
 
     def send(self, envelope: Envelope) -> None:
         invariant(envelope.from_node == self._node_id, "a peer speaks only for itself")
@@ -243,9 +214,70 @@ class MemoryTransport:
         if not answers and not self._knows(peer):
             self._hub.count(self._node_id, peer, lambda s: replace(s, dropped=s.dropped + 1))
             return
+        if isinstance(envelope.payload, SnapshotRequest):
+            if not self._outbox(peer).request(envelope.term, envelope.payload.meta):
+                self._hub.count(self._node_id, peer, lambda s: replace(s, dropped=s.dropped + 1))
+            return
         self._hub.count(self._node_id, peer, lambda s: replace(s, sent=s.sent + 1))
         self._hub.network.send(envelope)
         self._hub.schedule()
+
+    def _outbox(self, peer: NodeId) -> SnapshotOutbox:
+        if peer not in self._outboxes:
+            invariant(self._inbound is not None, "the transport was not started")
+            self._outboxes[peer] = SnapshotOutbox(
+                peer, cast(InboundHandler, self._inbound), partial(self._carry, peer)
+            )
+        return self._outboxes[peer]
+
+    async def _carry(self, peer: NodeId, term: Term, snapshot: OutgoingSnapshot) -> None:
+        """A `Carrier`: the chunks of one transfer, each with the faults of the network."""
+        receiver = self._reach(peer)
+        sender = cast(InboundHandler, self._inbound)
+        if not self._hub.admitted(self._node_id, sender, peer, receiver):
+            raise IdentityRefusedError(f"{peer} refuses us")
+        offer = SnapshotOffer(
+            self._node_id, term, snapshot.meta, snapshot.size_bytes, snapshot.sha256
+        )
+        interrupted = asyncio.Event()
+        transfer = await self._hub.intake(peer).begin(receiver, offer, interrupted.set)
+        # The receiver lets go at once, whatever this side is waiting for.
+        watch = asyncio.create_task(_close_when(interrupted, transfer))
+        try:
+            while transfer.stored_size_bytes < snapshot.size_bytes:
+                data = await unbroken(
+                    snapshot.read(transfer.stored_size_bytes, self.chunk_size_bytes)
+                )
+                await self._carry_chunk(peer, receiver, transfer, data, interrupted)
+            self._check_way(peer, receiver)
+            await transfer.finish()
+            self._check_way(peer, receiver)
+        finally:
+            interrupted.set()
+            await unbroken(watch)
+
+    async def _carry_chunk(
+        self,
+        peer: NodeId,
+        receiver: InboundHandler,
+        transfer: IncomingTransfer,
+        data: bytes,
+        interrupted: asyncio.Event,
+    ) -> None:
+        offset_bytes = transfer.stored_size_bytes
+        delays = self._hub.network.draw_delays(is_snapshot=True)
+        if not delays:
+            raise UnavailableError("a chunk was lost, and with it the stream")
+        for delay_ticks in delays:
+            await self._hub.pass_ticks(delay_ticks, interrupted)
+            self._check_way(peer, receiver)
+            await transfer.append(offset_bytes, data, zlib.crc32(data))
+
+    def _check_way(self, peer: NodeId, receiver: InboundHandler) -> None:
+        """A cut in either direction breaks the stream, and so does the end of the other side."""
+        way_back = self._hub.network.connected(peer, self._node_id)
+        if self._hub.reachable(self._node_id, peer) is not receiver or not way_back:
+            raise UnavailableError(f"the stream to {peer} broke")
 
     def _knows(self, peer: NodeId) -> bool:
         if self._peers is None:
@@ -285,6 +317,9 @@ class MemoryTransport:
 
     async def close(self) -> None:
         self._hub.detach(self._node_id)
+        for outbox in self._outboxes.values():
+            await outbox.close()
+        await self._retiring.close()
 
     def stats(self) -> Mapping[NodeId, PeerStats]:
         return self._hub.stats(self._node_id)
@@ -301,3 +336,8 @@ class MemoryTransport:
         if call.is_read:
             return UnavailableError(f"{peer} did not answer")
         return OutcomeUnknownError(f"{peer} took the command and did not answer")
+
+
+async def _close_when(interrupted: asyncio.Event, transfer: IncomingTransfer) -> None:
+    await interrupted.wait()
+    await transfer.close()

@@ -34,6 +34,16 @@ class TransportOptions:
     max_frame_calls: int = 256
     max_frame_size_bytes: int = 1 << 20
     """Forwarded calls that travel in one frame; a single larger call travels alone."""
+    snapshot_chunk_size_bytes: int = 256 << 10
+    snapshot_rate_size_bytes_per_s: int = 64 << 20
+    """At most that much of a snapshot leaves in a second: heartbeats and entries go between."""
+    snapshot_open_timeout_ms: int = 5_000
+    """Until the receiver has accepted an offer."""
+    snapshot_chunk_timeout_ms: int = 10_000
+    """Until a chunk was read and has left, which waits for the receiver's disk; the receiver waits
+    as long for the next one."""
+    snapshot_finish_timeout_ms: int = 60_000
+    """Until the receiver has checked and synced the whole."""
 
 
 def channel_arguments(options: TransportOptions) -> ChannelArguments:

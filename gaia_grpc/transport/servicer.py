@@ -21,7 +21,16 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from gaia_grpc.errors import DOMAIN, IdentityRefusedError, InvalidArgumentError
+from gaia_grpc.errors import (
+    DOMAIN,
+    GaiaError,
+    IdentityRefusedError,
+    InvalidArgumentError,
+    InvariantError,
+    SnapshotRefusedError,
+    StorageFullError,
+    UnavailableError,
+)
 from gaia_grpc.raft.messages import AppendResponse, PreVoteResponse, VoteResponse
 from gaia_grpc.raft.types import NodeId, Term
 from gaia_grpc.transport.api import Hello, InboundHandler
@@ -36,6 +45,8 @@ from gaia_grpc.transport.links import (
     refuses_connections,
 )
 from gaia_grpc.transport.options import TransportOptions
+from gaia_grpc.transport.snapshot_intake import SnapshotIntake
+from gaia_grpc.transport.snapshot_stream import SnapshotSession
 from gaia_grpc.transport.wire import (
     append_request_from_proto,
     append_response_to_proto,
@@ -72,6 +83,7 @@ class RaftServicer(raft_pb2_grpc.RaftServiceServicer):
         self._streams: dict[asyncio.Task[None], Hello] = {}
         self._probes = TaskSet()
         self._refusals: dict[tuple[NodeId, str], None] = {}
+        self._intake = SnapshotIntake()
         self._closing = False
 
     def start(self, inbound: InboundHandler) -> None:
@@ -165,7 +177,13 @@ class RaftServicer(raft_pb2_grpc.RaftServiceServicer):
     async def InstallSnapshot(
         self, request_iterator: object, context: Context[Any, Any]
     ) -> pb.InstallSnapshotResponse:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this version installs no snapshots yet")
+        first = await context.read()
+        if not isinstance(first, pb.InstallSnapshotRequest):
+            return pb.InstallSnapshotResponse()
+        inbound, hello = await self._accept(first.hello, context)
+        session = SnapshotSession(inbound, self._intake, hello, self._options)
+        await self._run_stream(session.run(first, context), hello, context)
+        return session.response
 
     async def AppendEntries(  # type: ignore[override]  # aio handlers may write through the context
         self, request_iterator: object, context: Context[Any, Any]
@@ -221,8 +239,8 @@ class RaftServicer(raft_pb2_grpc.RaftServiceServicer):
                     await self._accept_hello(hello, context)
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "this peer is stopping")
             error = reader.exception()
-            if isinstance(error, InvalidArgumentError):
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
+            if isinstance(error, GaiaError):
+                await _end_with(_code_of(error), error.instance_reason, error.message, context)
             if error is not None and not isinstance(error, grpc.aio.BaseError):
                 raise error
         finally:
@@ -257,18 +275,39 @@ class RaftServicer(raft_pb2_grpc.RaftServiceServicer):
         if (peer, reason) not in self._refusals and len(self._refusals) < MAX_NOTED_REFUSALS:
             self._refusals[(peer, reason)] = None
             log.warning("peer refused", peer=peer, reason=reason, address=context.peer())
-        detail = any_pb2.Any()
-        detail.Pack(error_details_pb2.ErrorInfo(reason=IdentityRefusedError.reason, domain=DOMAIN))
-        status = status_pb2.Status(
-            code=grpc.StatusCode.FAILED_PRECONDITION.value[0], message=reason, details=[detail]
-        )
-        await context.abort_with_status(rpc_status.to_status(status))
-        raise IdentityRefusedError(reason)
+        code = grpc.StatusCode.FAILED_PRECONDITION
+        await _end_with(code, IdentityRefusedError.reason, reason, context)
 
     async def _probe(self, inbound: InboundHandler, peer: NodeId, term: Term) -> None:
         address = self._addresses.get(peer)
         if address is not None and await refuses_connections(address):
             inbound.on_leader_gone(peer, term)
+
+
+_CODES: Mapping[type[GaiaError], grpc.StatusCode] = {
+    InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
+    SnapshotRefusedError: grpc.StatusCode.ABORTED,
+    UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    StorageFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+
+
+def _code_of(error: GaiaError) -> grpc.StatusCode:
+    for kind, code in _CODES.items():
+        if isinstance(error, kind):
+            return code
+    return grpc.StatusCode.INTERNAL
+
+
+async def _end_with(
+    code: grpc.StatusCode, reason: str, message: str, context: Context[Any, Any]
+) -> Never:
+    """Ends a call with a status that names its reason as `google.rpc.ErrorInfo` does."""
+    detail = any_pb2.Any()
+    detail.Pack(error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN))
+    status = status_pb2.Status(code=code.value[0], message=message, details=[detail])
+    await context.abort_with_status(rpc_status.to_status(status))
+    raise InvariantError("abort_with_status has returned")
 
 
 class _AppendSession:

@@ -1,4 +1,4 @@
-"""The mapping of forwarded calls and of founding: what `wire` is for the messages of Raft."""
+"""The mapping of forwarded calls, offers of snapshots and founding: `wire` has the rest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from gaia.raft.v1 import raft_pb2 as pb
 
 from gaia_grpc.errors import InvalidArgumentError
-from gaia_grpc.raft.types import Index, NodeId, Term
+from gaia_grpc.raft.types import Index, NodeId, SnapshotMeta, Term
 from gaia_grpc.transport.api import (
     AppliedCommand,
     ForwardedCall,
@@ -20,7 +20,10 @@ from gaia_grpc.transport.api import (
     MemberChange,
     ReadIndexGrant,
 )
+from gaia_grpc.transport.snapshot_intake import SnapshotOffer
 from gaia_grpc.transport.wire import checked, entries_from_proto, entries_to_proto
+
+SHA256_SIZE_BYTES = 32
 
 # --- forwarding -----------------------------------------------------------------------------------
 
@@ -94,6 +97,44 @@ def outcome_from_proto(message: pb.ForwardedOutcome) -> ForwardedOutcome:
             )
         case _:
             raise InvalidArgumentError("a peer sent an outcome without a body")
+
+
+# --- snapshots ------------------------------------------------------------------------------------
+
+
+def offer_to_proto(
+    term: Term, meta: SnapshotMeta, size_bytes: int, sha256: bytes
+) -> pb.InstallSnapshotRequest:
+    """Without a Hello; see `offer_from_proto`."""
+    return pb.InstallSnapshotRequest(
+        term=term,
+        last_included_index=meta.index,
+        last_included_term=meta.term,
+        serialized_configuration=meta.configuration,
+        total_size_bytes=size_bytes,
+        sha256=sha256,
+    )
+
+
+def offer_from_proto(message: pb.InstallSnapshotRequest, from_node: NodeId) -> SnapshotOffer:
+    """The first frame of a transfer, which brings no data."""
+    checked(
+        message.term > 0
+        and message.last_included_index > 0
+        and message.last_included_term > 0
+        and message.total_size_bytes >= 0
+        and len(message.sha256) == SHA256_SIZE_BYTES
+        and not message.data,
+        "an offer of a snapshot that makes no sense",
+    )
+    meta = SnapshotMeta(
+        Index(message.last_included_index),
+        Term(message.last_included_term),
+        message.serialized_configuration,
+    )
+    return SnapshotOffer(
+        from_node, Term(message.term), meta, message.total_size_bytes, message.sha256
+    )
 
 
 # --- founding -------------------------------------------------------------------------------------

@@ -25,23 +25,25 @@ from gaia_grpc.transport.api import (
     Hello,
     IdentifyRequest,
     IdentifyResponse,
+    PeerTransport,
     ReadIndexGrant,
 )
 from gaia_grpc.transport.grpc_transport import GrpcTransport
 from gaia_grpc.transport.options import TransportOptions, server_arguments
+from tests.transport.snapshots import Snapshots
 
 WAIT_S = 10.0
 
 
-@dataclass
-class Recorder:
+@dataclass(kw_only=True)
+class Recorder(Snapshots):
     """A driver that answers at once and remembers everything; tests change its answers."""
 
     node_id: NodeId
-    peer_uuid: str
+    peer_uuid: str = ""
     cluster_id: str = "cluster"
     accepted: dict[NodeId, str] = field(default_factory=dict)
-    transport: GrpcTransport | None = None
+    transport: PeerTransport | None = None
     answering: bool = True
     envelopes: list[Envelope] = field(default_factory=list)
     broken: list[NodeId] = field(default_factory=list)
@@ -52,7 +54,6 @@ class Recorder:
     refused: list[str] = field(default_factory=list)
     hellos: list[Hello] = field(default_factory=list)
     feature_level: int = 2
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def hello(self, peer: NodeId) -> Hello:
         return Hello(
@@ -141,7 +142,7 @@ class Peer:
     def __init__(self, node_id: str, options: TransportOptions) -> None:
         self.node_id = NodeId(node_id)
         self.options = options
-        self.recorder = Recorder(self.node_id, f"uuid-{node_id}")
+        self.recorder = Recorder(node_id=self.node_id, peer_uuid=f"uuid-{node_id}")
         self.address = ""
         self.addresses: dict[NodeId, str] = {}
         self.server: grpc.aio.Server | None = None

@@ -21,6 +21,7 @@ from gaia_grpc.transport.api import (
     PeerTransport,
 )
 from gaia_grpc.transport.memory import MemoryHub, MemoryNetwork, NetworkFaults
+from tests.transport.snapshots import Snapshots
 
 N1, N2, N3 = NodeId("n1"), NodeId("n2"), NodeId("n3")
 
@@ -116,21 +117,22 @@ def test_a_seed_gives_the_same_run() -> None:
 # --- MemoryTransport ---------------------------------------------------------------------------
 
 
-class Listener:
+class Listener(Snapshots):
     """An `InboundHandler` that keeps what it hears."""
 
     def __init__(self, node_id: NodeId) -> None:
+        super().__init__()
         self.node_id = node_id
         self.heard: list[Envelope] = []
         self.hellos: list[Hello] = []
-        self.refusal: str | None = None
+        self.refused: str | None = None
         self.answer: asyncio.Future[ForwardedOutcome] = asyncio.get_running_loop().create_future()
 
     def hello(self, peer: NodeId) -> Hello:
         return Hello("c1", self.node_id, "uuid", peer, "uuid")
 
     def accepts(self, hello: Hello) -> str | None:
-        return self.refusal
+        return self.refused
 
     def on_hello(self, hello: Hello) -> None:
         self.hellos.append(hello)
@@ -205,7 +207,7 @@ async def test_delayed_messages_wait_for_the_clock(pair: Pair) -> None:
 
 
 async def test_a_refused_speaker_is_not_heard(pair: Pair) -> None:
-    pair.at_other.refusal = "another cluster"
+    pair.at_other.refused = "another cluster"
     pair.one.send(message(1))
     await turns()
     assert pair.at_other.heard == []

@@ -199,13 +199,6 @@ async def test_malformed_messages_are_invalid_arguments(cluster: Cluster) -> Non
     assert b.recorder.envelopes == []
 
 
-async def test_snapshots_are_not_served_yet(cluster: Cluster) -> None:
-    _, b = await cluster(2)
-    async with grpc.aio.insecure_channel(b.address) as channel:
-        call = raft_pb2_grpc.RaftServiceStub(channel).InstallSnapshot(timeout=5)
-        assert await call.code() is grpc.StatusCode.UNIMPLEMENTED
-
-
 async def test_a_closed_peer_answers_unavailable(cluster: Cluster) -> None:
     a, b = await cluster(2)
     assert b.transport is not None

@@ -24,15 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17gaia/raft/v1/raft.proto\x12\x0cgaia.raft.v1\"\xbc\x01\n\x05Hello\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x14\n\x0c\x66rom_node_id\x18\x02 \x01(\t\x12\x16\n\x0e\x66rom_peer_uuid\x18\x03 \x01(\t\x12\x12\n\nto_node_id\x18\x04 \x01(\t\x12\x14\n\x0cto_peer_uuid\x18\x05 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x06 \x01(\t\x12\x15\n\rfeature_level\x18\x07 \x01(\r\x12\x18\n\x10software_version\x18\x08 \x01(\t\"Y\n\x05\x45ntry\x12\x0c\n\x04term\x18\x01 \x01(\x03\x12\r\n\x05index\x18\x02 \x01(\x03\x12%\n\x04kind\x18\x03 \x01(\x0e\x32\x17.gaia.raft.v1.EntryKind\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"k\n\x06Member\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tpeer_uuid\x18\x02 \x01(\t\x12\x14\n\x0cpeer_address\x18\x03 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x04 \x01(\t\x12\x0f\n\x07learner\x18\x05 \x01(\x08\"J\n\rConfiguration\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12%\n\x07members\x18\x02 \x03(\x0b\x32\x14.gaia.raft.v1.Member\"\xa4\x01\n\x12RequestVoteRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.gaia.raft.v1.Hello\x12\x0c\n\x04term\x18\x02 \x01(\x03\x12\x16\n\x0elast_log_index\x18\x03 \x01(\x03\x12\x15\n\rlast_log_term\x18\x04 \x01(\x03\x12\x10\n\x08pre_vote\x18\x05 \x01(\x08\x12\x1b\n\x13leadership_transfer\x18\x06 \x01(\x08\"K\n\x13RequestVoteResponse\x12\x0c\n\x04term\x18\x01 \x01(\x03\x12\x14\n\x0cvote_granted\x18\x02 \x01(\x08\x12\x10\n\x08pre_vote\x18\x03 \x01(\x08\"\x91\x02\n\x14\x41ppendEntriesRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.gaia.raft.v1.Hello\x12\x0c\n\x04term\x18\x02 \x01(\x03\x12\x1a\n\x12previous_log_index\x18\x03 \x01(\x03\x12\x19\n\x11previous_log_term\x18\x04 \x01(\x03\x12$\n\x07\x65ntries\x18\x05 \x03(\x0b\x32\x13.gaia.raft.v1.Entry\x12\x15\n\rleader_commit\x18\x06 \x01(\x03\x12\r\n\x05round\x18\x07 \x01(\x03\x12\x0f\n\x07\x63losing\x18\x08 \x01(\x08\x12\x33\n\x0estate_checksum\x18\t \x01(\x0b\x32\x1b.gaia.raft.v1.StateChecksum\"2\n\rStateChecksum\x12\r\n\x05index\x18\x01 \x01(\x03\x12\x12\n\nstate_hash\x18\x02 \x01(\x0c\"\x99\x01\n\x15\x41ppendEntriesResponse\x12\x0c\n\x04term\x18\x01 \x01(\x03\x12\x0f\n\x07success\x18\x02 \x01(\x08\x12\x13\n\x0bmatch_index\x18\x03 \x01(\x03\x12\x16\n\x0erejected_index\x18\x04 \x01(\x03\x12\x12\n\nhint_index\x18\x05 \x01(\x03\x12\x11\n\thint_term\x18\x06 \x01(\x03\x12\r\n\x05round\x18\x07 \x01(\x03\"\x94\x02\n\x16InstallSnapshotRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.gaia.raft.v1.Hello\x12\x0c\n\x04term\x18\x02 \x01(\x03\x12\x1b\n\x13last_included_index\x18\x03 \x01(\x03\x12\x1a\n\x12last_included_term\x18\x04 \x01(\x03\x12\x32\n\rconfiguration\x18\x05 \x01(\x0b\x32\x1b.gaia.raft.v1.Configuration\x12\x18\n\x10total_size_bytes\x18\x06 \x01(\x03\x12\x0e\n\x06sha256\x18\x07 \x01(\x0c\x12\x14\n\x0coffset_bytes\x18\x08 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\t \x01(\x0c\x12\r\n\x05\x63rc32\x18\n \x01(\r\"U\n\x17InstallSnapshotResponse\x12\x0c\n\x04term\x18\x01 \x01(\x03\x12\x19\n\x11stored_size_bytes\x18\x02 \x01(\x03\x12\x11\n\tinstalled\x18\x03 \x01(\x08\"E\n\x11TimeoutNowRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.gaia.raft.v1.Hello\x12\x0c\n\x04term\x18\x02 \x01(\x03\"\"\n\x12TimeoutNowResponse\x12\x0c\n\x04term\x18\x01 \x01(\x03\"`\n\x0e\x46orwardRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.gaia.raft.v1.Hello\x12*\n\x05\x63\x61lls\x18\x02 \x03(\x0b\x32\x1b.gaia.raft.v1.ForwardedCall\"\xbd\x01\n\rForwardedCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x03\x12\x12\n\ntimeout_ms\x18\x02 \x01(\x03\x12\x11\n\x07\x63ommand\x18\x03 \x01(\x0cH\x00\x12\x31\n\nread_index\x18\x04 \x01(\x0b\x32\x1b.gaia.raft.v1.ReadIndexCallH\x00\x12\x39\n\x0e\x63hange_members\x18\x05 \x01(\x0b\x32\x1f.gaia.raft.v1.ChangeMembersCallH\x00\x42\x06\n\x04\x62ody\"\x0f\n\rReadIndexCall\"]\n\x11\x43hangeMembersCall\x12\x0e\n\x06remove\x18\x01 \x01(\x08\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x11\n\tpeer_uuid\x18\x03 \x01(\t\x12\x14\n\x0cpeer_address\x18\x04 \x01(\t\"C\n\x0f\x46orwardResponse\x12\x30\n\x08outcomes\x18\x01 \x03(\x0b\x32\x1e.gaia.raft.v1.ForwardedOutcome\"\xc1\x01\n\x10\x46orwardedOutcome\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x03\x12/\n\x07\x61pplied\x18\x02 \x01(\x0b\x32\x1c.gaia.raft.v1.AppliedCommandH\x00\x12\x32\n\nread_index\x18\x03 \x01(\x0b\x32\x1c.gaia.raft.v1.ReadIndexGrantH\x00\x12/\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1c.gaia.raft.v1.ForwardFailureH\x00\x42\x06\n\x04\x62ody\"=\n\x0e\x41ppliedCommand\x12\x0c\n\x04term\x18\x01 \x01(\x03\x12\r\n\x05index\x18\x02 \x01(\x03\x12\x0e\n\x06result\x18\x03 \x01(\x0c\"3\n\x0eReadIndexGrant\x12\r\n\x05index\x18\x01 \x01(\x03\x12\x12\n\nelapsed_ms\x18\x02 \x01(\x03\"\\\n\x0e\x46orwardFailure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tleader_id\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\x03\"\x95\x01\n\x0fIdentifyRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tpeer_uuid\x18\x02 \x01(\t\x12.\n\x0clisted_peers\x18\x03 \x03(\x0b\x32\x18.gaia.raft.v1.ListedPeer\x12.\n\x08settings\x18\x04 \x03(\x0b\x32\x1c.gaia.raft.v1.InitialSetting\"3\n\nListedPeer\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x14\n\x0cpeer_address\x18\x02 \x01(\t\"-\n\x0eInitialSetting\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\xaf\x02\n\x10IdentifyResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tpeer_uuid\x18\x02 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x03 \x01(\t\x12\r\n\x05\x65mpty\x18\x04 \x01(\x08\x12\x15\n\rbootstrapping\x18\x05 \x01(\x08\x12.\n\x0clisted_peers\x18\x06 \x03(\x0b\x32\x18.gaia.raft.v1.ListedPeer\x12.\n\x08settings\x18\x07 \x03(\x0b\x32\x1c.gaia.raft.v1.InitialSetting\x12(\n\x08\x66ounding\x18\x08 \x01(\x0b\x32\x16.gaia.raft.v1.Founding\x12\x15\n\rfeature_level\x18\t \x01(\r\x12\x18\n\x10software_version\x18\n \x01(\t\"k\n\x08\x46ounding\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12%\n\x07members\x18\x02 \x03(\x0b\x32\x14.gaia.raft.v1.Member\x12$\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x13.gaia.raft.v1.Entry*r\n\tEntryKind\x12\x1a\n\x16\x45NTRY_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45NTRY_KIND_NOOP\x10\x01\x12\x16\n\x12\x45NTRY_KIND_COMMAND\x10\x02\x12\x1c\n\x18\x45NTRY_KIND_CONFIGURATION\x10\x03\x32\x89\x04\n\x0bRaftService\x12R\n\x0bRequestVote\x12 .gaia.raft.v1.RequestVoteRequest\x1a!.gaia.raft.v1.RequestVoteResponse\x12\\\n\rAppendEntries\x12\".gaia.raft.v1.AppendEntriesRequest\x1a#.gaia.raft.v1.AppendEntriesResponse(\x01\x30\x01\x12`\n\x0fInstallSnapshot\x12$.gaia.raft.v1.InstallSnapshotRequest\x1a%.gaia.raft.v1.InstallSnapshotResponse(\x01\x12O\n\nTimeoutNow\x12\x1f.gaia.raft.v1.TimeoutNowRequest\x1a .gaia.raft.v1.TimeoutNowResponse\x12J\n\x07\x46orward\x12\x1c.gaia.raft.v1.ForwardRequest\x1a\x1d.gaia.raft.v1.ForwardResponse(\x01\x30\x01\x12I\n\x08Identify\x12\x1d.gaia.raft.v1.IdentifyRequest\x1a\x1e.gaia.raft.v1.IdentifyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17gaia/raft/v1/raft.proto\x12\x0cgaia.raft.v1\"\xbc\x01\n\x05Hello\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x14\n\x0c\x66rom_node_id\x18\x02 \x01(\t\x12\x16\n\x0e\x66rom_peer_uuid\x18\x03 \x01(\t\x12\x12\n\nto_node_id\x18\x04 \x01(\t\x12\x14\n\x0cto_peer_uuid\x18\x05 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x06 \x01(\t\x12\x15\n\rfeature_level\x18\x07 \x01(\r\x12\x18\n\x10software_version\x18\x08 \x01(\t\"Y\n\x05\x45ntry\x12\x0c\n\x04term\x18\x01 \x01(\x03\x12\r\n\x05index\x18\x02 \x01(\x03\x12%\n\x04kind\x18\x03 \x01(\x0e\x32\x17.gaia.raft.v1.EntryKind\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"k\n\x06Member\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tpeer_uuid\x18\x02 \x01(\t\x12\x14\n\x0cpeer_address\x18\x03 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x04 \x01(\t\x12\x0f\n\x07learner\x18\x05 \x01(\x08\"J\n\rConfiguration\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12%\n\x07members\x18\x02 \x03(\x0b\x32\x14.gaia.raft.v1.Member\"\xa4\x01\n\x12RequestVoteRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.gaia.raft.v1.Hello\x12\x0c\n\x04term\x18\x02 \x01(\x03\x12\x16\n\x0elast_log_index\x18\x03 \x01(\x03\x12\x15\n\rlast_log_term\x18\x04 \x01(\x03\x12\x10\n\x08pre_vote\x18\x05 \x01(\x08\x12\x1b\n\x13leadership_transfer\x18\x06 \x01(\x08\"K\n\x13RequestVoteResponse\x12\x0c\n\x04term\x18\x01 \x01(\x03\x12\x14\n\x0cvote_granted\x18\x02 \x01(\x08\x12\x10\n\x08pre_vote\x18\x03 \x01(\x08\"\x91\x02\n\x14\x41ppendEntriesRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.gaia.raft.v1.Hello\x12\x0c\n\x04term\x18\x02 \x01(\x03\x12\x1a\n\x12previous_log_index\x18\x03 \x01(\x03\x12\x19\n\x11previous_log_term\x18\x04 \x01(\x03\x12$\n\x07\x65ntries\x18\x05 \x03(\x0b\x32\x13.gaia.raft.v1.Entry\x12\x15\n\rleader_commit\x18\x06 \x01(\x03\x12\r\n\x05round\x18\x07 \x01(\x03\x12\x0f\n\x07\x63losing\x18\x08 \x01(\x08\x12\x33\n\x0estate_checksum\x18\t \x01(\x0b\x32\x1b.gaia.raft.v1.StateChecksum\"2\n\rStateChecksum\x12\r\n\x05index\x18\x01 \x01(\x03\x12\x12\n\nstate_hash\x18\x02 \x01(\x0c\"\x99\x01\n\x15\x41ppendEntriesResponse\x12\x0c\n\x04term\x18\x01 \x01(\x03\x12\x0f\n\x07success\x18\x02 \x01(\x08\x12\x13\n\x0bmatch_index\x18\x03 \x01(\x03\x12\x16\n\x0erejected_index\x18\x04 \x01(\x03\x12\x12\n\nhint_index\x18\x05 \x01(\x03\x12\x11\n\thint_term\x18\x06 \x01(\x03\x12\r\n\x05round\x18\x07 \x01(\x03\"\xba\x02\n\x16InstallSnapshotRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.gaia.raft.v1.Hello\x12\x0c\n\x04term\x18\x02 \x01(\x03\x12\x1b\n\x13last_included_index\x18\x03 \x01(\x03\x12\x1a\n\x12last_included_term\x18\x04 \x01(\x03\x12\x36\n\rconfiguration\x18\x05 \x01(\x0b\x32\x1b.gaia.raft.v1.ConfigurationB\x02\x18\x01\x12\x18\n\x10total_size_bytes\x18\x06 \x01(\x03\x12\x0e\n\x06sha256\x18\x07 \x01(\x0c\x12\x14\n\x0coffset_bytes\x18\x08 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\t \x01(\x0c\x12\r\n\x05\x63rc32\x18\n \x01(\r\x12 \n\x18serialized_configuration\x18\x0b \x01(\x0c\"U\n\x17InstallSnapshotResponse\x12\x0c\n\x04term\x18\x01 \x01(\x03\x12\x19\n\x11stored_size_bytes\x18\x02 \x01(\x03\x12\x11\n\tinstalled\x18\x03 \x01(\x08\"E\n\x11TimeoutNowRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.gaia.raft.v1.Hello\x12\x0c\n\x04term\x18\x02 \x01(\x03\"\"\n\x12TimeoutNowResponse\x12\x0c\n\x04term\x18\x01 \x01(\x03\"`\n\x0e\x46orwardRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.gaia.raft.v1.Hello\x12*\n\x05\x63\x61lls\x18\x02 \x03(\x0b\x32\x1b.gaia.raft.v1.ForwardedCall\"\xbd\x01\n\rForwardedCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x03\x12\x12\n\ntimeout_ms\x18\x02 \x01(\x03\x12\x11\n\x07\x63ommand\x18\x03 \x01(\x0cH\x00\x12\x31\n\nread_index\x18\x04 \x01(\x0b\x32\x1b.gaia.raft.v1.ReadIndexCallH\x00\x12\x39\n\x0e\x63hange_members\x18\x05 \x01(\x0b\x32\x1f.gaia.raft.v1.ChangeMembersCallH\x00\x42\x06\n\x04\x62ody\"\x0f\n\rReadIndexCall\"]\n\x11\x43hangeMembersCall\x12\x0e\n\x06remove\x18\x01 \x01(\x08\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x11\n\tpeer_uuid\x18\x03 \x01(\t\x12\x14\n\x0cpeer_address\x18\x04 \x01(\t\"C\n\x0f\x46orwardResponse\x12\x30\n\x08outcomes\x18\x01 \x03(\x0b\x32\x1e.gaia.raft.v1.ForwardedOutcome\"\xc1\x01\n\x10\x46orwardedOutcome\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x03\x12/\n\x07\x61pplied\x18\x02 \x01(\x0b\x32\x1c.gaia.raft.v1.AppliedCommandH\x00\x12\x32\n\nread_index\x18\x03 \x01(\x0b\x32\x1c.gaia.raft.v1.ReadIndexGrantH\x00\x12/\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1c.gaia.raft.v1.ForwardFailureH\x00\x42\x06\n\x04\x62ody\"=\n\x0e\x41ppliedCommand\x12\x0c\n\x04term\x18\x01 \x01(\x03\x12\r\n\x05index\x18\x02 \x01(\x03\x12\x0e\n\x06result\x18\x03 \x01(\x0c\"3\n\x0eReadIndexGrant\x12\r\n\x05index\x18\x01 \x01(\x03\x12\x12\n\nelapsed_ms\x18\x02 \x01(\x03\"\\\n\x0e\x46orwardFailure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tleader_id\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\x03\"\x95\x01\n\x0fIdentifyRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tpeer_uuid\x18\x02 \x01(\t\x12.\n\x0clisted_peers\x18\x03 \x03(\x0b\x32\x18.gaia.raft.v1.ListedPeer\x12.\n\x08settings\x18\x04 \x03(\x0b\x32\x1c.gaia.raft.v1.InitialSetting\"3\n\nListedPeer\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x14\n\x0cpeer_address\x18\x02 \x01(\t\"-\n\x0eInitialSetting\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\xaf\x02\n\x10IdentifyResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tpeer_uuid\x18\x02 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x03 \x01(\t\x12\r\n\x05\x65mpty\x18\x04 \x01(\x08\x12\x15\n\rbootstrapping\x18\x05 \x01(\x08\x12.\n\x0clisted_peers\x18\x06 \x03(\x0b\x32\x18.gaia.raft.v1.ListedPeer\x12.\n\x08settings\x18\x07 \x03(\x0b\x32\x1c.gaia.raft.v1.InitialSetting\x12(\n\x08\x66ounding\x18\x08 \x01(\x0b\x32\x16.gaia.raft.v1.Founding\x12\x15\n\rfeature_level\x18\t \x01(\r\x12\x18\n\x10software_version\x18\n \x01(\t\"k\n\x08\x46ounding\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12%\n\x07members\x18\x02 \x03(\x0b\x32\x14.gaia.raft.v1.Member\x12$\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x13.gaia.raft.v1.Entry*r\n\tEntryKind\x12\x1a\n\x16\x45NTRY_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45NTRY_KIND_NOOP\x10\x01\x12\x16\n\x12\x45NTRY_KIND_COMMAND\x10\x02\x12\x1c\n\x18\x45NTRY_KIND_CONFIGURATION\x10\x03\x32\x89\x04\n\x0bRaftService\x12R\n\x0bRequestVote\x12 .gaia.raft.v1.RequestVoteRequest\x1a!.gaia.raft.v1.RequestVoteResponse\x12\\\n\rAppendEntries\x12\".gaia.raft.v1.AppendEntriesRequest\x1a#.gaia.raft.v1.AppendEntriesResponse(\x01\x30\x01\x12`\n\x0fInstallSnapshot\x12$.gaia.raft.v1.InstallSnapshotRequest\x1a%.gaia.raft.v1.InstallSnapshotResponse(\x01\x12O\n\nTimeoutNow\x12\x1f.gaia.raft.v1.TimeoutNowRequest\x1a .gaia.raft.v1.TimeoutNowResponse\x12J\n\x07\x46orward\x12\x1c.gaia.raft.v1.ForwardRequest\x1a\x1d.gaia.raft.v1.ForwardResponse(\x01\x30\x01\x12I\n\x08Identify\x12\x1d.gaia.raft.v1.IdentifyRequest\x1a\x1e.gaia.raft.v1.IdentifyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gaia.raft.v1.raft_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENTRYKIND']._serialized_start=3253
-  _globals['_ENTRYKIND']._serialized_end=3367
+  _globals['_INSTALLSNAPSHOTREQUEST'].fields_by_name['configuration']._loaded_options = None
+  _globals['_INSTALLSNAPSHOTREQUEST'].fields_by_name['configuration']._serialized_options = b'\030\001'
+  _globals['_ENTRYKIND']._serialized_start=3291
+  _globals['_ENTRYKIND']._serialized_end=3405
   _globals['_HELLO']._serialized_start=42
   _globals['_HELLO']._serialized_end=230
   _globals['_ENTRY']._serialized_start=232
@@ -52,41 +54,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APPENDENTRIESRESPONSE']._serialized_start=1081
   _globals['_APPENDENTRIESRESPONSE']._serialized_end=1234
   _globals['_INSTALLSNAPSHOTREQUEST']._serialized_start=1237
-  _globals['_INSTALLSNAPSHOTREQUEST']._serialized_end=1513
-  _globals['_INSTALLSNAPSHOTRESPONSE']._serialized_start=1515
-  _globals['_INSTALLSNAPSHOTRESPONSE']._serialized_end=1600
-  _globals['_TIMEOUTNOWREQUEST']._serialized_start=1602
-  _globals['_TIMEOUTNOWREQUEST']._serialized_end=1671
-  _globals['_TIMEOUTNOWRESPONSE']._serialized_start=1673
-  _globals['_TIMEOUTNOWRESPONSE']._serialized_end=1707
-  _globals['_FORWARDREQUEST']._serialized_start=1709
-  _globals['_FORWARDREQUEST']._serialized_end=1805
-  _globals['_FORWARDEDCALL']._serialized_start=1808
-  _globals['_FORWARDEDCALL']._serialized_end=1997
-  _globals['_READINDEXCALL']._serialized_start=1999
-  _globals['_READINDEXCALL']._serialized_end=2014
-  _globals['_CHANGEMEMBERSCALL']._serialized_start=2016
-  _globals['_CHANGEMEMBERSCALL']._serialized_end=2109
-  _globals['_FORWARDRESPONSE']._serialized_start=2111
-  _globals['_FORWARDRESPONSE']._serialized_end=2178
-  _globals['_FORWARDEDOUTCOME']._serialized_start=2181
-  _globals['_FORWARDEDOUTCOME']._serialized_end=2374
-  _globals['_APPLIEDCOMMAND']._serialized_start=2376
-  _globals['_APPLIEDCOMMAND']._serialized_end=2437
-  _globals['_READINDEXGRANT']._serialized_start=2439
-  _globals['_READINDEXGRANT']._serialized_end=2490
-  _globals['_FORWARDFAILURE']._serialized_start=2492
-  _globals['_FORWARDFAILURE']._serialized_end=2584
-  _globals['_IDENTIFYREQUEST']._serialized_start=2587
-  _globals['_IDENTIFYREQUEST']._serialized_end=2736
-  _globals['_LISTEDPEER']._serialized_start=2738
-  _globals['_LISTEDPEER']._serialized_end=2789
-  _globals['_INITIALSETTING']._serialized_start=2791
-  _globals['_INITIALSETTING']._serialized_end=2836
-  _globals['_IDENTIFYRESPONSE']._serialized_start=2839
-  _globals['_IDENTIFYRESPONSE']._serialized_end=3142
-  _globals['_FOUNDING']._serialized_start=3144
-  _globals['_FOUNDING']._serialized_end=3251
-  _globals['_RAFTSERVICE']._serialized_start=3370
-  _globals['_RAFTSERVICE']._serialized_end=3891
+  _globals['_INSTALLSNAPSHOTREQUEST']._serialized_end=1551
+  _globals['_INSTALLSNAPSHOTRESPONSE']._serialized_start=1553
+  _globals['_INSTALLSNAPSHOTRESPONSE']._serialized_end=1638
+  _globals['_TIMEOUTNOWREQUEST']._serialized_start=1640
+  _globals['_TIMEOUTNOWREQUEST']._serialized_end=1709
+  _globals['_TIMEOUTNOWRESPONSE']._serialized_start=1711
+  _globals['_TIMEOUTNOWRESPONSE']._serialized_end=1745
+  _globals['_FORWARDREQUEST']._serialized_start=1747
+  _globals['_FORWARDREQUEST']._serialized_end=1843
+  _globals['_FORWARDEDCALL']._serialized_start=1846
+  _globals['_FORWARDEDCALL']._serialized_end=2035
+  _globals['_READINDEXCALL']._serialized_start=2037
+  _globals['_READINDEXCALL']._serialized_end=2052
+  _globals['_CHANGEMEMBERSCALL']._serialized_start=2054
+  _globals['_CHANGEMEMBERSCALL']._serialized_end=2147
+  _globals['_FORWARDRESPONSE']._serialized_start=2149
+  _globals['_FORWARDRESPONSE']._serialized_end=2216
+  _globals['_FORWARDEDOUTCOME']._serialized_start=2219
+  _globals['_FORWARDEDOUTCOME']._serialized_end=2412
+  _globals['_APPLIEDCOMMAND']._serialized_start=2414
+  _globals['_APPLIEDCOMMAND']._serialized_end=2475
+  _globals['_READINDEXGRANT']._serialized_start=2477
+  _globals['_READINDEXGRANT']._serialized_end=2528
+  _globals['_FORWARDFAILURE']._serialized_start=2530
+  _globals['_FORWARDFAILURE']._serialized_end=2622
+  _globals['_IDENTIFYREQUEST']._serialized_start=2625
+  _globals['_IDENTIFYREQUEST']._serialized_end=2774
+  _globals['_LISTEDPEER']._serialized_start=2776
+  _globals['_LISTEDPEER']._serialized_end=2827
+  _globals['_INITIALSETTING']._serialized_start=2829
+  _globals['_INITIALSETTING']._serialized_end=2874
+  _globals['_IDENTIFYRESPONSE']._serialized_start=2877
+  _globals['_IDENTIFYRESPONSE']._serialized_end=3180
+  _globals['_FOUNDING']._serialized_start=3182
+  _globals['_FOUNDING']._serialized_end=3289
+  _globals['_RAFTSERVICE']._serialized_start=3408
+  _globals['_RAFTSERVICE']._serialized_end=3929
 # @@protoc_insertion_point(module_scope)

@@ -17,6 +17,11 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class _EntryKind:
@@ -407,7 +412,9 @@ Global___AppendEntriesResponse: _TypeAlias = AppendEntriesResponse  # noqa: Y015
 
 @_typing.final
 class InstallSnapshotRequest(_message.Message):
-    """InstallSnapshotRequest is one chunk of a snapshot."""
+    """InstallSnapshotRequest is the offer of a snapshot (fields 1 to 7 and 11) or one chunk of it (fields
+    8 to 10).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -421,6 +428,7 @@ class InstallSnapshotRequest(_message.Message):
     OFFSET_BYTES_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     CRC32_FIELD_NUMBER: _builtins.int
+    SERIALIZED_CONFIGURATION_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     """Term of the leader."""
     last_included_index: _builtins.int
@@ -437,13 +445,16 @@ class InstallSnapshotRequest(_message.Message):
     """Content of this chunk."""
     crc32: _builtins.int
     """CRC-32 of this chunk."""
+    serialized_configuration: _builtins.bytes
+    """Serialized Configuration in force at last_included_index."""
     @_builtins.property
     def hello(self) -> Global___Hello:
-        """Who speaks to whom; only on the first chunk."""
+        """Who speaks to whom."""
 
     @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def configuration(self) -> Global___Configuration:
-        """Configuration in force at that index."""
+        """Not used: what is parsed and serialized again need not be the same bytes."""
 
     def __init__(
         self,
@@ -458,10 +469,11 @@ class InstallSnapshotRequest(_message.Message):
         offset_bytes: _builtins.int = ...,
         data: _builtins.bytes = ...,
         crc32: _builtins.int = ...,
+        serialized_configuration: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["configuration", b"configuration", "hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["configuration", b"configuration", "crc32", b"crc32", "data", b"data", "hello", b"hello", "last_included_index", b"last_included_index", "last_included_term", b"last_included_term", "offset_bytes", b"offset_bytes", "sha256", b"sha256", "term", b"term", "total_size_bytes", b"total_size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["configuration", b"configuration", "crc32", b"crc32", "data", b"data", "hello", b"hello", "last_included_index", b"last_included_index", "last_included_term", b"last_included_term", "offset_bytes", b"offset_bytes", "serialized_configuration", b"serialized_configuration", "sha256", b"sha256", "term", b"term", "total_size_bytes", b"total_size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -94,7 +94,13 @@ class RaftServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def InstallSnapshot(self, request_iterator, context):
-        """InstallSnapshot sends a snapshot in chunks (Raft section 7).
+        """InstallSnapshot sends a snapshot in chunks (Raft section 7). The first frame offers it, without
+        data. The receiver then sends its initial metadata, with a serialized InstallSnapshotResponse
+        under the key gaia-snapshot-bin: the chunks begin at its stored_size_bytes, where an earlier
+        transfer was interrupted. A chunk that does not fit ends the stream with the reason
+        SNAPSHOT_CRC, SNAPSHOT_OFFSET or SNAPSHOT_SIZE, a digest that does not with SNAPSHOT_DIGEST, an
+        early end with SNAPSHOT_INCOMPLETE, a later transfer with SNAPSHOT_SUPERSEDED, an old leader
+        with STALE_TERM.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,14 @@ class RaftServiceStub:
     follower and sends without waiting for answers; without entries a frame is a heartbeat.
     """
     InstallSnapshot: _grpc.StreamUnaryMultiCallable[_raft_pb2.InstallSnapshotRequest, _raft_pb2.InstallSnapshotResponse]
-    """InstallSnapshot sends a snapshot in chunks (Raft section 7)."""
+    """InstallSnapshot sends a snapshot in chunks (Raft section 7). The first frame offers it, without
+    data. The receiver then sends its initial metadata, with a serialized InstallSnapshotResponse
+    under the key gaia-snapshot-bin: the chunks begin at its stored_size_bytes, where an earlier
+    transfer was interrupted. A chunk that does not fit ends the stream with the reason
+    SNAPSHOT_CRC, SNAPSHOT_OFFSET or SNAPSHOT_SIZE, a digest that does not with SNAPSHOT_DIGEST, an
+    early end with SNAPSHOT_INCOMPLETE, a later transfer with SNAPSHOT_SUPERSEDED, an old leader
+    with STALE_TERM.
+    """
     TimeoutNow: _grpc.UnaryUnaryMultiCallable[_raft_pb2.TimeoutNowRequest, _raft_pb2.TimeoutNowResponse]
     """TimeoutNow tells the receiver to start an election at once (thesis section 3.10)."""
     Forward: _grpc.StreamStreamMultiCallable[_raft_pb2.ForwardRequest, _raft_pb2.ForwardResponse]
@@ -76,7 +83,14 @@ class RaftServiceAsyncStub(RaftServiceStub):
     follower and sends without waiting for answers; without entries a frame is a heartbeat.
     """
     InstallSnapshot: _aio.StreamUnaryMultiCallable[_raft_pb2.InstallSnapshotRequest, _raft_pb2.InstallSnapshotResponse]  # type: ignore[assignment]
-    """InstallSnapshot sends a snapshot in chunks (Raft section 7)."""
+    """InstallSnapshot sends a snapshot in chunks (Raft section 7). The first frame offers it, without
+    data. The receiver then sends its initial metadata, with a serialized InstallSnapshotResponse
+    under the key gaia-snapshot-bin: the chunks begin at its stored_size_bytes, where an earlier
+    transfer was interrupted. A chunk that does not fit ends the stream with the reason
+    SNAPSHOT_CRC, SNAPSHOT_OFFSET or SNAPSHOT_SIZE, a digest that does not with SNAPSHOT_DIGEST, an
+    early end with SNAPSHOT_INCOMPLETE, a later transfer with SNAPSHOT_SUPERSEDED, an old leader
+    with STALE_TERM.
+    """
     TimeoutNow: _aio.UnaryUnaryMultiCallable[_raft_pb2.TimeoutNowRequest, _raft_pb2.TimeoutNowResponse]  # type: ignore[assignment]
     """TimeoutNow tells the receiver to start an election at once (thesis section 3.10)."""
     Forward: _aio.StreamStreamMultiCallable[_raft_pb2.ForwardRequest, _raft_pb2.ForwardResponse]  # type: ignore[assignment]
@@ -118,7 +132,14 @@ class RaftServiceServicer:
         request_iterator: _MaybeAsyncIterator[_raft_pb2.InstallSnapshotRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_raft_pb2.InstallSnapshotResponse, _abc.Awaitable[_raft_pb2.InstallSnapshotResponse]]:
-        """InstallSnapshot sends a snapshot in chunks (Raft section 7)."""
+        """InstallSnapshot sends a snapshot in chunks (Raft section 7). The first frame offers it, without
+        data. The receiver then sends its initial metadata, with a serialized InstallSnapshotResponse
+        under the key gaia-snapshot-bin: the chunks begin at its stored_size_bytes, where an earlier
+        transfer was interrupted. A chunk that does not fit ends the stream with the reason
+        SNAPSHOT_CRC, SNAPSHOT_OFFSET or SNAPSHOT_SIZE, a digest that does not with SNAPSHOT_DIGEST, an
+        early end with SNAPSHOT_INCOMPLETE, a later transfer with SNAPSHOT_SUPERSEDED, an old leader
+        with STALE_TERM.
+        """
 
     def TimeoutNow(
         self,
