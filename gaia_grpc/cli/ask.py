@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from gaia_grpc.cli.options import parse_cluster, run_async
 from gaia_grpc.cli.rpc import require_peer
 from gaia_grpc.client.connection import Connection, UnaryMethod, is_read
+from gaia_grpc.client.retry import DEFAULT_ATTEMPT_TIMEOUT_S
 from gaia_grpc.errors import OutcomeUnknownError, UnavailableError
 
 Request = TypeVar("Request", bound=Message)
@@ -30,7 +31,9 @@ def ask(
     require_peer(addresses)
 
     async def run() -> Response:
-        connection = Connection(addresses, timeout=timeout_s)
+        # What takes long (a member that catches up) may take it in one attempt.
+        attempt_s = max(timeout_s / 2, DEFAULT_ATTEMPT_TIMEOUT_S)
+        connection = Connection(addresses, timeout=timeout_s, attempt_timeout=attempt_s)
         try:
             return await _call(connection, method, request)
         finally:

@@ -251,6 +251,9 @@ class Cluster(ObservedCluster):
             self._peers[node_id] = PeerProcess(node_id, self._root, (first, second))
             self.wipe(node_id)
         self._spawn(node_id, how="--join")
+        self.wait_until(
+            lambda: "waiting_to_be_added" in self.log(node_id), f"{node_id} waits", timeout
+        )
         address = self.peer(node_id).peer_address
         members = self._probe.add_peer(self.address(self.leader()), node_id, address, timeout)
         if not any(member.node_id == node_id and member.voter for member in members):
@@ -261,6 +264,10 @@ class Cluster(ObservedCluster):
         """Removes a peer from the cluster, and its process where it runs."""
         others = [name for name in self.answering if name != node_id]
         self._probe.remove_peer(self.address(others[0]), node_id, timeout)
+        self.remove_process(node_id)
+
+    def remove_process(self, node_id: str) -> None:
+        """Ends the process of a peer that is no member any more, and forgets it."""
         self.peer(node_id).kill()
         del self._peers[node_id]
 
