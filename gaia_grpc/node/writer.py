@@ -92,6 +92,11 @@ class LogWriter:
             return False
         return True
 
+    @property
+    def running(self) -> bool:
+        """Whether the thread is there."""
+        return self._thread.is_alive()
+
     # --- on the thread ---
 
     def _run(self) -> None:
