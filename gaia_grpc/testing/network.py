@@ -66,7 +66,7 @@ class Network:
         self._closed = True
         for proxy in self._links.values():
             self._run(proxy.close())
-        self._run(asyncio.sleep(0.01))  # what was broken is closed one turn of the loop later
+        self._run(asyncio.sleep(0.05))  # what was broken is closed some turns of the loop later
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(CALL_TIMEOUT_S)
         self._loop.close()

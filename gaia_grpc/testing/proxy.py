@@ -101,6 +101,7 @@ class Proxy:
         self.connections = 0
         """Accepted so far."""
         self._port = port
+        self._closed = False
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -129,6 +130,7 @@ class Proxy:
 
     async def close(self) -> None:
         """Refuses and breaks everything; idempotent."""
+        self._closed = True
         await self.refuse()
         await self.reset()
         tasks = list(self._tasks)
@@ -137,6 +139,9 @@ class Proxy:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._closed:  # it was being accepted while everything ended
+            writer.transport.abort()
+            return
         self.connections += 1
         self._spawn(self._serve(reader, writer))
 

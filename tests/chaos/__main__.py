@@ -16,9 +16,10 @@ import time
 import traceback
 from pathlib import Path
 
+from gaia_grpc.testing.process import PROGRAM
 from tests.chaos.nemesis import possible_faults
 from tests.chaos.report import Total, describe
-from tests.chaos.run import Run
+from tests.chaos.run import BUGS, Run, broken_program
 
 RUN_SECONDS = 60.0
 OVERHEAD_SECONDS = 25.0
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run-seconds", type=float, default=RUN_SECONDS, help="faults a run")
     parser.add_argument("--kind", action="append", help="only these kinds of faults")
     parser.add_argument("--results", type=Path, default=RESULTS, help="what failed runs leave")
+    parser.add_argument("--bug", choices=sorted(BUGS), help="peers with a bug: runs must fail")
     chosen = parser.parse_args(arguments)
     possible, skipped = possible_faults()
     for line in skipped:
@@ -60,7 +62,8 @@ def _one(seed: int, chosen: argparse.Namespace, total: Total) -> None:
     directory: Path = chosen.results / f"seed-{seed}-{os.getpid()}"
     try:
         directory.mkdir(parents=True)
-        run = Run(seed, chosen.run_seconds, kinds=chosen.kind)
+        program = PROGRAM if chosen.bug is None else broken_program(chosen.bug)
+        run = Run(seed, chosen.run_seconds, kinds=chosen.kind, program=program)
         outcome = asyncio.run(run.execute(directory))
     except Exception as error:
         traceback.print_exception(error, file=sys.stdout)

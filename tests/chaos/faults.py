@@ -7,10 +7,13 @@ a run that met nothing proves nothing.
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import grpc
 
 from gaia_grpc.testing.disk import FlippedBytes, SyncFault
 from gaia_grpc.testing.injured import CLIENTS, InjuredCluster
@@ -19,6 +22,7 @@ from gaia_grpc.testing.network import Traffic
 READY_TIMEOUT_S = 25.0
 EXIT_TIMEOUT_S = 20.0
 FLIPPED_START_TIMEOUT_S = 12.0
+LOSS_TIMEOUT_S = 2.0
 
 
 @dataclass(slots=True)
@@ -323,13 +327,25 @@ class LostReplies(Fault):
     hold_s = (0.5, 2.0)
 
     def inject(self) -> None:
-        self.target = self.stage.draw.choice(self.cluster.node_ids)
+        answering = self.cluster.answering or self.cluster.node_ids
+        self.target = self.stage.draw.choice(answering)
         self.before = self._traffic()
         self.cluster.lose_replies(self.target)
 
     def heal(self) -> None:
-        self.lost_bytes = self._traffic().discarded_bytes - self.before.discarded_bytes
+        deadline = time.monotonic() + LOSS_TIMEOUT_S
+        while not self._lost() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self.lost_bytes = self._lost()
         self.cluster.heal_clients(self.target)
+        if not self.lost_bytes:  # that peer was down: another one has something to say
+            self.inject()
+            time.sleep(LOSS_TIMEOUT_S)
+            self.lost_bytes = self._lost()
+            self.cluster.heal_clients(self.target)
+
+    def _lost(self) -> int:
+        return self._traffic().discarded_bytes - self.before.discarded_bytes
 
     def _traffic(self) -> Traffic:
         return self.cluster.network.traffic(self.target, CLIENTS)
@@ -442,6 +458,9 @@ class Flip(Fault):
         directory = self.cluster.peer(self.target).data_dir
         if self.target in self.cluster.disks:
             directory = self.cluster.disks[self.target].outside
+        self.directory = directory
+        self.kept = self.stage.directory / f"{self.target}-before-the-flip"
+        shutil.copytree(directory, self.kept)
         files = sorted(
             path
             for path in directory.rglob("*")
@@ -459,17 +478,24 @@ class Flip(Fault):
     def _wait(self) -> str:
         """Whether the peer refused to start, or serves."""
         peer = self.cluster.peer(self.target)
-        try:
-            return f"refused with exit code {peer.wait(FLIPPED_START_TIMEOUT_S)}"
-        except TimeoutError:
-            return "serves"
+        deadline = time.monotonic() + FLIPPED_START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if not peer.running:
+                return f"refused with exit code {peer.wait(1)}"
+            try:
+                self.cluster.status(self.target)
+                return "serves"
+            except grpc.RpcError:
+                time.sleep(0.05)
+        return "neither serves nor ends"
 
     def heal(self) -> None:
-        if self.outcome != "serves":
+        if self.outcome.startswith("refused"):
             if not self.flipped.untouched_since:
-                raise AssertionError(f"{self.target} refused {self.flipped.path} and changed it")
-            self.flipped.restore()
+                self.outcome += ", and changed the file"
+            shutil.copytree(self.kept, self.directory, dirs_exist_ok=True)
             self.start_again(self.target)
+        shutil.rmtree(self.kept)
         self.cluster.wait_ready(READY_TIMEOUT_S)
         self.stage.unhealthy.clear()
 

@@ -151,17 +151,18 @@ class Nemesis:
             await asyncio.sleep(0.02)
 
     async def _lane(self, steps: Sequence[Step]) -> None:
+        """Ends early where the cluster did not come back: nothing more can be learned."""
         loop = asyncio.get_running_loop()
         for step in steps:
+            if any(fault.error for fault in self.injected):
+                return
             left_s = self._began_at + self._seconds - loop.time()
             if left_s < step.wait_s + step.hold_s:
                 return
             await asyncio.sleep(step.wait_s)
-            if not await self._one(step):
-                return
+            await self._one(step)
 
-    async def _one(self, step: Step) -> bool:
-        """False where the cluster did not come back: nothing more can be learned."""
+    async def _one(self, step: Step) -> None:
         loop = asyncio.get_running_loop()
         began_at = loop.time() - self._began_at
         stage = replace(self._stage, draw=random.Random(step.seed))
@@ -176,4 +177,3 @@ class Nemesis:
             error = f"{type(failure).__name__}: {failure}"
         ended_at = loop.time() - self._began_at
         self.injected.append(Injected(step.kind, fault.target, began_at, ended_at, evidence, error))
-        return not error

@@ -57,6 +57,8 @@ SETTINGS = {
     "alert.exit_after": "2s",
 }
 """Times of the guide, about a fifth as long; a window in which the whole run stays."""
+BUGS = ("double-apply", "early-ack", "stale-reads")
+"""Of `broken_peer`."""
 SMALL_DISK_BYTES = 48 << 20
 WARM_UP_S = 1.5
 COOL_DOWN_S = 2.0
@@ -69,6 +71,11 @@ WORKERS: tuple[tuple[str, type[Worker], int], ...] = (
     ("consumer", Consumer, 3),
     ("source", Source, 2),
 )
+
+
+def broken_program(bug: str) -> tuple[str, ...]:
+    """What Python runs for a peer with one of `BUGS`."""
+    return ("-m", "tests.chaos.broken_peer", bug)
 
 
 @dataclass(slots=True)
@@ -85,6 +92,12 @@ class Outcome:
     seconds: float = 0.0
     errors: list[str] = field(default_factory=list)
     """Why the run proves nothing: a fault without a trace, a cluster that did not come back."""
+
+    @property
+    def is_void(self) -> bool:
+        """Whether nothing is wrong, but it did not meet what it planned."""
+        found = [error for check in self.checks for error in check.violations]
+        return bool(self.errors) and not found and all(e.startswith("void") for e in self.errors)
 
     @property
     def passed(self) -> bool:
