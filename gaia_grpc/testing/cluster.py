@@ -235,6 +235,10 @@ class Cluster(ObservedCluster):
             self._spawn(node_id)
         self.wait_ready(timeout)
 
+    def set_environment(self, node_id: str, environment: Mapping[str, str]) -> None:
+        """Further variables of one peer from its next start on."""
+        self._environment_of[node_id] = dict(environment)
+
     def respawn(self, node_id: str, *arguments: str) -> None:
         """Starts a peer that has ended, without waiting for anything."""
         self._spawn(node_id, arguments)
