@@ -221,7 +221,7 @@ def reason_of(error: grpc.aio.AioRpcError) -> str:
     info = error_details_pb2.ErrorInfo()
     for detail in () if status is None else status.details:
         if detail.Unpack(info):
-            return info.reason
+            return str(info.reason)
     return error.code().name
 
 

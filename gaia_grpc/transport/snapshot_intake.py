@@ -70,7 +70,7 @@ class SnapshotIntake:
         try:
             await transfer.open(inbound)
         except BaseException:
-            await transfer.close()
+            await unbroken(transfer.close())
             raise
         return transfer
 

@@ -144,7 +144,7 @@ class SnapshotSession:
                 raise
             raise refused(SUPERSEDED, "a newer transfer has begun") from None
         finally:
-            await transfer.close()
+            await unbroken(transfer.close())
 
     async def _next(self, context: Context[Any, Any]) -> object:
         try:

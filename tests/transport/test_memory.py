@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from random import Random
 
 import pytest
 
 from gaia_grpc.errors import InvariantError, OutcomeUnknownError, UnavailableError
-from gaia_grpc.raft.messages import Envelope, VoteRequest, VoteResponse
+from gaia_grpc.raft.messages import Envelope, SnapshotRequest, VoteRequest, VoteResponse
 from gaia_grpc.raft.types import Index, NodeId, Term
 from gaia_grpc.transport.api import (
     AppliedCommand,
@@ -20,8 +21,8 @@ from gaia_grpc.transport.api import (
     InboundHandler,
     PeerTransport,
 )
-from gaia_grpc.transport.memory import MemoryHub, MemoryNetwork, NetworkFaults
-from tests.transport.snapshots import Snapshots
+from gaia_grpc.transport.memory import MemoryHub, MemoryNetwork, MemoryTransport, NetworkFaults
+from tests.transport.snapshots import META, Snapshots
 
 N1, N2, N3 = NodeId("n1"), NodeId("n2"), NodeId("n3")
 
@@ -295,3 +296,103 @@ async def test_a_peer_with_an_address_is_found_only_there(pair: Pair) -> None:
         await pair.one.identify(N3, ASK, 1.0)
     pair.one.set_peers({N3: "c:2"})
     assert (await pair.one.identify(N3, ASK, 1.0)).node_id == N3
+
+
+# --- snapshots -------------------------------------------------------------------------------
+
+
+def snapshot_request(term: int = 1) -> Envelope:
+    return Envelope(N1, N2, Term(term), SnapshotRequest(META))
+
+
+def test_a_snapshot_as_one_message_has_its_own_faults_and_its_end_is_told() -> None:
+    net = MemoryNetwork(
+        Random(3),
+        NetworkFaults(loss=1.0, snapshot_loss=0.3, snapshot_duplicate=0.3,
+                      snapshot_delay_ticks_min=2, snapshot_delay_ticks_max=4),
+    )  # fmt: skip
+    for _ in range(100):
+        net.send(snapshot_request())
+    net.send(message())
+    assert net.take_due() == []
+    lost = net.take_snapshot_ends()
+    assert {delivered for _, delivered in lost} == {False}
+    assert 15 < len(lost) < 45
+    net.advance(4)
+    arrived = net.take_due()
+    assert len(arrived) == 100 - len(lost) + net.counts["duplicated"]
+    assert net.take_snapshot_ends() == [(each, True) for each in arrived]
+    net.faults = NetworkFaults()
+    net.send(snapshot_request())
+    net.cut(N1, N2)
+    assert net.take_due() == []
+    assert net.take_snapshot_ends() == [(snapshot_request(), False)]
+    assert net.take_snapshot_ends() == []
+
+
+def test_faults_of_snapshots_leave_the_luck_of_other_messages_alone() -> None:
+    def run(faults: NetworkFaults) -> list[Envelope]:
+        net = MemoryNetwork(Random(9), faults)
+        for number in range(1, 100):
+            net.send(message(number))
+        net.advance(9)
+        return net.take_due()
+
+    plain = NetworkFaults(loss=0.2, duplicate=0.2, delay_ticks_max=5)
+    assert run(plain) == run(replace(plain, snapshot_loss=1.0, snapshot_delay_ticks_max=7))
+
+
+async def ended(pair: Pair, count: int) -> list[bool]:
+    """Lets ticks pass until so many transfers have been reported."""
+    async with asyncio.timeout(10):
+        while len(pair.at_one.reports) < count:
+            pair.hub.advance()
+            await turns()
+    return [delivered for _, _, delivered in pair.at_one.reports]
+
+
+async def test_transfers_survive_lost_doubled_and_late_chunks(pair: Pair) -> None:
+    one = pair.one
+    assert isinstance(one, MemoryTransport)
+    one.chunk_size_bytes = 10
+    pair.at_one.content = Random(4).randbytes(305)
+    pair.hub.network.faults = NetworkFaults(
+        snapshot_loss=0.1, snapshot_duplicate=0.1, snapshot_delay_ticks_max=3
+    )
+    turn = 0
+    while not pair.at_other.installed:
+        turn += 1
+        one.send(snapshot_request())
+        await ended(pair, turn)
+    assert turn > 1
+    assert pair.at_one.reports[-1][2]
+    assert pair.at_other.installed == [(N1, 1, META, pair.at_one.content)]
+    assert pair.at_other.appended_size_bytes == 305
+    assert pair.at_one.at_rest
+    assert pair.at_other.at_rest
+
+
+async def test_a_cut_breaks_a_transfer_also_where_only_the_answer_is_lost(pair: Pair) -> None:
+    pair.at_one.content = b"content"
+    pair.hub.network.cut(N2, N1)
+    pair.one.send(snapshot_request())
+    assert await ended(pair, 1) == [False]
+    pair.hub.network.heal()
+    pair.one.send(snapshot_request())
+    assert await ended(pair, 2) == [False, True]
+
+
+async def test_a_late_transfer_lets_go_at_once_when_a_newer_one_begins(pair: Pair) -> None:
+    third = pair.hub.transport(N3)
+    leader = Listener(N3)
+    await third.start(leader)
+    pair.at_one.content = leader.content = b"content"
+    pair.hub.network.faults = NetworkFaults(snapshot_delay_ticks_min=1000)
+    pair.one.send(snapshot_request(1))
+    await turns(10)
+    pair.hub.network.faults = NetworkFaults()
+    third.send(Envelope(N3, N2, Term(2), SnapshotRequest(META)))
+    await turns(30)
+    assert pair.at_other.installed == [(N3, 2, META, b"content")]
+    assert [delivered for _, _, delivered in pair.at_one.reports] == [False]
+    await third.close()
