@@ -74,6 +74,9 @@ class NodeStatus:
     """What the newest snapshot stands for; 0 where there is none."""
     feature_level: int = 1
     """Of the cluster: kinds of commands above it are not proposed yet."""
+    restored_index: int = 0
+    """Snapshot that the state came out of; 0 where this peer applied all itself. It grows when a
+    newer snapshot takes the place of the state: nobody saw the changes in between."""
 
 
 @dataclass(frozen=True, slots=True)

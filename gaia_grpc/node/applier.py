@@ -53,6 +53,8 @@ class Applier:
         self.applied_term = Term(0)
         self.configuration = b""
         """The configuration in force at the applied index."""
+        self.restored_index = 0
+        """Of the snapshot that the state came out of."""
         self.restoring = False
         """A snapshot takes the place of the state: nothing is applied until it has."""
 
@@ -119,6 +121,7 @@ class Applier:
             f"the snapshot holds the state after {machine.applied_index}, not {meta.index}",
         )
         self.machine = machine
+        self.restored_index = meta.index
         self.applied_term, self.configuration = meta.term, meta.configuration
         while self._committed and self._committed[0].index <= meta.index:
             self._committed.popleft()

@@ -75,6 +75,7 @@ def status_of(
         first_log_index=core.first_index,
         snapshot_index=snapshot_index,
         feature_level=machine.feature_level,
+        restored_index=engine.applier.restored_index,
     )
 
 

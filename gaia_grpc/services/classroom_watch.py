@@ -1,4 +1,9 @@
-"""One watch of a classroom's windows: what changed since the update before."""
+"""One watch of a classroom's windows: what changed since the update before.
+
+An update can't say that a window went (moved to another classroom, or idle for long), nor does a
+peer know what happened before the snapshot that took the place of its state. Then the watch sends
+the whole classroom again and says so (`resync`).
+"""
 
 from __future__ import annotations
 
@@ -18,6 +23,7 @@ WINDOWS_PER_READ = 20
 """A read can't be interrupted, so a large classroom is read in pieces."""
 
 _Key = tuple[str, str]
+"""(student_id, app_name)."""
 
 
 class ClassroomWatch:
@@ -31,6 +37,7 @@ class ClassroomWatch:
         self._sent: dict[_Key, int] | None = None
         self._sent_at_s = 0.0
         self._version = 0
+        self._restored_index = 0
 
     async def next_update(self) -> metrics_pb2.WatchClassroomResponse:
         """Waits for a change, at most for the interval; the first update comes at once."""
@@ -44,27 +51,34 @@ class ClassroomWatch:
                 remaining_s = self._sent_at_s + self._interval_s - loop.time()
                 await log.wait_topic(self._topic, self._version, timeout_s=max(remaining_s, 0.0))
             self._version = log.topic_version(self._topic)
-            applied_index = log.status().applied_index
-            changed = await self._changed()
-            if first or changed or loop.time() >= self._sent_at_s + self._interval_s:
+            status = log.status()
+            replaced = not first and status.restored_index != self._restored_index
+            self._restored_index = status.restored_index
+            changed, resync = await self._changed(replaced)
+            if first or resync or changed or loop.time() >= self._sent_at_s + self._interval_s:
                 break
         self._sent_at_s = loop.time()
         return metrics_pb2.WatchClassroomResponse(
-            aggregates=changed, complete=first, applied_index=applied_index
+            aggregates=changed,
+            complete=first or resync,
+            resync=resync,
+            applied_index=status.applied_index,
         )
 
-    async def _changed(self) -> list[metrics_pb2.Aggregate]:
-        """Windows with another version than the one sent last."""
+    async def _changed(self, replaced: bool) -> tuple[list[metrics_pb2.Aggregate], bool]:
+        """Windows with another version than the one sent last; all of them, and True, where some
+        are gone or the state was replaced."""
         sent = self._sent or {}
-        now: dict[_Key, int] = {}
-        changed = []
-        for aggregate in await self._windows():
-            key = (aggregate.student_id, aggregate.app_name)
-            now[key] = aggregate.version
-            if sent.get(key) != aggregate.version:
-                changed.append(aggregate)
+        windows = await self._windows()
+        now = {(window.student_id, window.app_name): window.version for window in windows}
         self._sent = now
-        return changed
+        if replaced or not sent.keys() <= now.keys():
+            return windows, True
+        return [
+            window
+            for window in windows
+            if sent.get((window.student_id, window.app_name)) != window.version
+        ], False
 
     async def _windows(self) -> list[metrics_pb2.Aggregate]:
         """The whole classroom as this peer has it."""

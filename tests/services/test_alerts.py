@@ -8,10 +8,17 @@ from typing import Any
 import grpc
 import pytest
 from gaia.alert.v1 import alert_pb2
+from gaia.command.v1 import command_pb2
 from gaia.metrics.v1 import metrics_pb2
 
 from gaia_grpc.errors import UnavailableError
 from gaia_grpc.node.api import ReadConsistency
+from gaia_grpc.raft.types import EntryKind
+from gaia_grpc.state.machine import StateMachine
+from gaia_grpc.state.packing import pack_batch
+from gaia_grpc.state.stamp import stamp
+from tests.state.snapshots import restored, whole_snapshot
+from tests.support.fake_node import FakeNode
 from tests.support.served_peer import TIMEOUT_S, Serve, ServedPeer, eventually, failure_of
 
 
@@ -178,6 +185,46 @@ async def test_events_that_are_gone_are_out_of_range_with_the_oldest(serve: Serv
         assert (await stream.read()).through_sequence == 7
         assert (await stream.read()).event.sequence == 8
         stream.cancel()
+
+
+@pytest.mark.twin_only  # the state is replaced by hand
+@pytest.mark.parametrize("retained", [100, 1])
+async def test_a_stream_goes_on_in_a_newer_state_that_was_taken_over(
+    serve: Serve, retained: int
+) -> None:
+    """It sends what came in between, or says that this is gone: never silence."""
+    async with serve({"alert.retained_events": str(retained)}) as peer:
+        await frustrate(peer, "ada")
+        stream = subscribe(peer, after_sequence=0)
+        assert not (await stream.read()).HasField("event")
+        assert (await stream.read()).event.sequence == 1
+        assert isinstance(peer.node, FakeNode)
+        peer.node.install(with_alerts_of(peer.node, "bob", "eve"))
+        if retained == 100:
+            events = [(await stream.read()).event for _ in range(2)]
+            assert [(event.sequence, event.alert.student_id) for event in events] == [
+                (2, "bob"),
+                (3, "eve"),
+            ]
+            stream.cancel()
+            return
+        failure = await failure_of(stream)
+        assert failure.code is grpc.StatusCode.OUT_OF_RANGE
+        assert failure.metadata["oldest_sequence"] == "3"
+
+
+def with_alerts_of(node: FakeNode, *student_ids: str) -> StateMachine:
+    """The node's state, and what it would be after more alerts."""
+    newer = restored(whole_snapshot(node.machine))
+    batches = [
+        pack_batch(frustrated_batch(student_id, "room-1"), max_future_ms=0).batch
+        for student_id in student_ids
+    ]
+    body = command_pb2.PublishMetrics(batches=batches)
+    command = command_pb2.Command(publish_metrics=body).SerializeToString()
+    stamped = stamp(command, node.elapsed_ms, node.elapsed_ms)
+    newer.apply(newer.applied_index + 1, int(EntryKind.COMMAND), stamped)
+    return newer
 
 
 async def test_teachers_of_one_classroom_share_a_read(peer: ServedPeer) -> None:

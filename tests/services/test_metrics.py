@@ -12,6 +12,7 @@ import pytest
 from gaia.metrics.v1 import metrics_pb2
 
 from gaia_grpc import errors
+from gaia_grpc.raft.types import EntryKind
 from gaia_grpc.services.metric_stream import MetricReader
 from gaia_grpc.services.publishing import (
     MAX_METRICS_PER_COMMAND,
@@ -19,6 +20,8 @@ from gaia_grpc.services.publishing import (
     split,
 )
 from gaia_grpc.state.packing import pack_batch
+from tests.state.snapshots import restored, whole_snapshot
+from tests.support.fake_node import FakeNode
 from tests.support.served_peer import TIMEOUT_S, ServedPeer, eventually, failure_of
 
 
@@ -262,6 +265,43 @@ async def test_a_watch_says_something_after_each_interval(peer: ServedPeer) -> N
     update = await watch.read()
     assert not update.complete
     assert list(update.aggregates) == []
+    watch.cancel()
+
+
+@pytest.mark.twin_only  # the state is replaced by hand
+async def test_a_watch_sends_all_again_where_a_newer_state_was_taken_over(
+    peer: ServedPeer,
+) -> None:
+    await publish(peer, make_batch(), make_batch(2, student_id="bob", source_id="app-2"))
+    snapshot = whole_snapshot(peer.node.machine)
+    request = metrics_pb2.WatchClassroomRequest(classroom_id="room-1", interval_ms=60_000)
+    watch: Any = peer.metrics.WatchClassroom(request)
+    assert not (await watch.read()).resync
+    newer = restored(snapshot)
+    newer.apply(newer.applied_index + 1, int(EntryKind.NOOP), b"")
+    assert isinstance(peer.node, FakeNode)
+    peer.node.install(newer)
+    update = await asyncio.wait_for(watch.read(), TIMEOUT_S)
+    assert (update.resync, update.complete) == (True, True)
+    assert [aggregate.student_id for aggregate in update.aggregates] == ["ada", "bob"]
+    assert update.applied_index == newer.applied_index
+    await publish(peer, make_batch(3, student_id="bob", source_id="app-2"))
+    update = await asyncio.wait_for(watch.read(), TIMEOUT_S)
+    assert (update.resync, update.complete) == (False, False)
+    assert [aggregate.student_id for aggregate in update.aggregates] == ["bob"]
+    watch.cancel()
+
+
+async def test_a_watch_sends_all_again_where_a_window_left_the_classroom(peer: ServedPeer) -> None:
+    await publish(peer, make_batch(), make_batch(2, student_id="bob", source_id="app-2"))
+    request = metrics_pb2.WatchClassroomRequest(classroom_id="room-1", interval_ms=60_000)
+    watch: Any = peer.metrics.WatchClassroom(request)
+    assert len((await watch.read()).aggregates) == 2
+    moved = make_batch(3, student_id="bob", source_id="app-2", classroom_id="room-2")
+    await publish(peer, moved)
+    update = await asyncio.wait_for(watch.read(), TIMEOUT_S)
+    assert (update.resync, update.complete) == (True, True)
+    assert [aggregate.student_id for aggregate in update.aggregates] == ["ada"]
     watch.cancel()
 
 

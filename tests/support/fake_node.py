@@ -108,6 +108,12 @@ class FakeNode(HandledLog):
             self._apply_command(advance)
         raise AssertionError("timers never come to an end")
 
+    def install(self, machine: StateMachine) -> None:
+        """A newer snapshot takes the place of the state."""
+        self._machine = machine
+        self._founded = replace(self._founded, restored_index=machine.applied_index)
+        self._topics.touch_all()
+
     # --- ReplicatedLog -------------------------------------------------------------------------
 
     def topic_version(self, topic: str) -> int:

@@ -750,7 +750,9 @@ class WatchClassroomResponse(_message.Message):
     complete: _builtins.bool
     """The windows sent are the whole classroom."""
     resync: _builtins.bool
-    """The watch fell behind; this update is the whole classroom again."""
+    """This update is the whole classroom again: windows have left it, or the answering peer took over
+    a newer state and did not see the changes in between. What is not in it is gone.
+    """
     applied_index: _builtins.int
     """Index up to which the update holds every change."""
     @_builtins.property
