@@ -16,9 +16,10 @@ from gaia_grpc.raft.effects import RoleName
 from gaia_grpc.raft.messages import AppendRequest, Envelope, SnapshotRequest
 from gaia_grpc.raft.types import Entry, Index, NodeId
 from gaia_grpc.storage.memory import MemoryLog
+from tests.support.checkers import SafetyChecker
 from tests.support.cluster import Cluster, Peer, configuration, make_config, names
 
-RUNS = 60
+RUNS = 30
 STEPS = 400
 
 
@@ -39,17 +40,27 @@ class Run:
                 raft_config, MemoryLog(), self.send, self.random.randint
             )
         self.peers = list(self.cluster.peers.values())
+        self.checker = SafetyChecker(self.peers)
 
     def send(self, envelope: Envelope) -> None:
         if isinstance(envelope.payload, AppendRequest | SnapshotRequest):
             sender = self.senders.setdefault(envelope.term, envelope.from_node)
             assert sender == envelope.from_node, f"two leaders in term {envelope.term}"
+        self.checker.on_sent(envelope)
         self.wire.append(envelope)
+
+    def persist(self, peer: Peer) -> None:
+        write = peer.pending[0][0]
+        peer.disk.sync_one()
+        self.checker.on_synced(peer, write)
+        peer.completed()
+        self.checker.check(peer)
 
     def take(self, peer: Peer) -> None:
         before = len(peer.applied)
         installed = len(peer.installs)
-        peer.take()
+        self.checker.on_effects(peer, peer.take())
+        self.checker.check(peer)
         if len(peer.installs) > installed:
             before = 0
             meta = peer.installs[-1]
@@ -87,7 +98,7 @@ class Run:
         self.take_some(1.0)
         for peer in self.up():
             while peer.pending and random.random() < 0.7:
-                peer.persist()
+                self.persist(peer)
         self.take_some(1.0)
 
     def take_some(self, chance: float) -> None:
@@ -135,11 +146,13 @@ class Run:
         random = self.random
         peer = random.choice(self.peers)
         if peer.is_up and random.random() < 0.03:
-            peer.crash(random.randint)
+            writes = [write for write, _ in peer.pending]
+            survived = peer.crash(random.randint)
+            self.checker.on_crash(peer, writes[:survived])
         elif not peer.is_up and random.random() < 0.5:
             peer.start()
         elif peer.is_up and random.random() < 0.15 and self.may_compact(peer):
-            peer.compact(random.choice((0, 0, 2)))
+            self.checker.on_compacted(peer, peer.compact(random.choice((0, 0, 2))))
         if random.random() < 0.02:
             one, other = random.sample(names(5), 2)
             self.cluster.cut(one, other)
@@ -170,7 +183,7 @@ class Run:
             self.take_some(1.0)
             for peer in self.up():
                 while peer.pending:
-                    peer.persist()
+                    self.persist(peer)
             self.take_some(1.0)
             if round_number > 80 and self.agreed():
                 return

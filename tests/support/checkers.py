@@ -16,8 +16,17 @@ from gaia_grpc.raft.messages import (
     VoteRequest,
     VoteResponse,
 )
-from gaia_grpc.raft.types import Entry, EntryKind, HardState, Index, NodeId, WriteBatch
-from tests.support.cluster import Peer
+from gaia_grpc.raft.types import (
+    Entry,
+    EntryId,
+    EntryKind,
+    Index,
+    Members,
+    NodeId,
+    Restored,
+    WriteBatch,
+)
+from tests.support.cluster import Peer, decode_members
 
 
 class ViolationError(AssertionError):
@@ -32,9 +41,10 @@ def require(condition: bool, message: str) -> None:
 class DiskBook:
     """What is durable on one peer, kept from the writes that were synced."""
 
-    def __init__(self, start: HardState, entries: Iterable[Entry]) -> None:
-        self.hard_state = start
-        self.entries = list(entries)
+    def __init__(self, start: Restored) -> None:
+        self.hard_state = start.hard_state
+        self.base = start.base
+        self.entries = list(start.entries)
 
     def synced(self, write: WriteBatch) -> None:
         if write.hard_state is not None:
@@ -44,17 +54,43 @@ class DiskBook:
                 require(after.voted_for == before.voted_for, "the stored vote changed in its term")
             require(after.commit_index >= before.commit_index, "the stored commit index went back")
             self.hard_state = after
+        if write.snapshot is not None:
+            require(write.snapshot.index > self.base.index, "an installed snapshot goes back")
+            self.base = EntryId(write.snapshot.term, write.snapshot.index)
+            self.entries.clear()
         if write.entries:
-            del self.entries[write.entries[0].index - 1 :]
-            require(len(self.entries) == write.entries[0].index - 1, "a gap on disk")
+            kept = write.entries[0].index - 1 - self.base.index
+            require(0 <= kept <= len(self.entries), "a gap on disk")
+            del self.entries[kept:]
             self.entries += write.entries
         require(
-            self.hard_state.commit_index <= len(self.entries),
+            self.hard_state.commit_index <= self.last_index,
             "the stored commit index is ahead of the stored entries",
         )
 
+    def compacted(self, base: EntryId) -> None:
+        """The disk forgot what is behind a durable snapshot."""
+        require(base.index >= self.base.index, "the base of a log goes back")
+        del self.entries[: base.index - self.base.index]
+        self.base = base
+
+    @property
+    def last_index(self) -> int:
+        return self.base.index + len(self.entries)
+
+    def term_at(self, index: int) -> int | None:
+        """None for what a snapshot stands for."""
+        if index == self.base.index:
+            return self.base.term
+        position = index - self.base.index - 1
+        return self.entries[position].term if 0 <= position < len(self.entries) else None
+
     def holds(self, entry: Entry) -> bool:
-        return entry.index <= len(self.entries) and self.entries[entry.index - 1] == entry
+        """As an entry, or in a snapshot: only what is committed is ever in one."""
+        position = entry.index - self.base.index - 1
+        if position < 0:
+            return True
+        return position < len(self.entries) and self.entries[position] == entry
 
 
 class SafetyChecker:
@@ -63,6 +99,8 @@ class SafetyChecker:
     def __init__(self, peers: Iterable[Peer]) -> None:
         self.peers = {peer.node_id: peer for peer in peers}
         self.disks: dict[NodeId, DiskBook] = {}
+        self.members: dict[NodeId, list[Members]] = {}
+        """By whose majority a peer would say that something is safe; kept while it is down."""
         self.leaders: dict[int, NodeId] = {}
         self.chain: dict[tuple[int, int], tuple[int, EntryKind, bytes]] = {}
         self.committed: list[Entry] = []
@@ -73,10 +111,10 @@ class SafetyChecker:
         self.match: dict[tuple[NodeId, int, NodeId], int] = {}
         for peer in self.peers.values():
             start = peer.disk.load()
-            self.disks[peer.node_id] = DiskBook(start.hard_state, start.entries)
-            self._record_chain(start.entries, 0)
+            self.disks[peer.node_id] = DiskBook(start)
+            self.members[peer.node_id] = self._members(peer)
+            self._record_chain(start.entries, start.base.term)
         self._complete: dict[tuple[int, NodeId], None] = {}
-        self.majority = len(self.peers) // 2 + 1
 
     # --- what happens ----------------------------------------------------------------------------
 
@@ -106,22 +144,52 @@ class SafetyChecker:
     def _require_match(self, envelope: Envelope, disk: DiskBook) -> None:
         assert isinstance(envelope.payload, AppendResponse)
         index = envelope.payload.match_index
-        require(index <= len(disk.entries), f"entry {index} acknowledged before it is on disk")
+        require(index <= disk.last_index, f"entry {index} acknowledged before it is on disk")
         leader = self.peers[envelope.to_node]
         if leader.is_up and (leader.node.role, leader.node.term) == (
             RoleName.LEADER,
             envelope.term,
         ):
-            term = leader.node.entry_term(Index(index))
-            require(term == disk.entries[index - 1].term, "acknowledged what does not match")
+            term, stored = leader.node.entry_term(Index(index)), disk.term_at(index)
+            is_known = stored is not None and index >= leader.node.first_index
+            require(not is_known or term == stored, "acknowledged what does not match")
 
     def on_effects(self, peer: Peer, effects: Effects) -> None:
         """Committed entries never change, and are durable on a majority when first seen."""
+        if effects.configuration is not None:
+            self.members[peer.node_id] = self._members(peer)
         if effects.write is not None and effects.write.entries:
             previous_index = Index(effects.write.entries[0].index - 1)
             self._record_chain(effects.write.entries, peer.node.entry_term(previous_index))
+        if effects.install is not None:
+            meta = effects.install
+            require(meta.index <= len(self.committed), "a snapshot of what is not committed")
+            require(self.committed[meta.index - 1].term == meta.term, "a snapshot of another log")
         for entry in effects.committed:
             self._on_committed(peer, entry)
+
+    def on_compacted(self, peer: Peer, base: EntryId) -> None:
+        """The disk of `peer` forgot the entries up to `base`."""
+        self.disks[peer.node_id].compacted(base)
+
+    def _on_majority(self, peer: Peer, holders: list[NodeId]) -> bool:
+        """By the configuration in force at `peer`, or the one before it: the last change may have
+        come in the turn that committed the entry."""
+        if peer.is_up:
+            self.members[peer.node_id] = self._members(peer)
+        return any(
+            sum(name in holders for name in members.voters) > len(members.voters) // 2
+            for members in self.members[peer.node_id]
+        )
+
+    def _members(self, peer: Peer) -> list[Members]:
+        node = peer.node
+        before = Index(max(node.configuration_index - 1, 0))
+        known = [node.members]
+        if node.snapshot is None or before >= node.snapshot.index:
+            data = node.configuration_at(before)
+            known.append(decode_members(data) if data else peer.config.initial_members)
+        return known
 
     def _on_committed(self, peer: Peer, entry: Entry) -> None:
         position = entry.index - 1
@@ -129,7 +197,7 @@ class SafetyChecker:
         if position == len(self.committed):
             holders = [name for name, disk in self.disks.items() if disk.holds(entry)]
             require(
-                len(holders) >= self.majority,
+                self._on_majority(peer, holders),
                 f"{peer.node_id} commits {entry.term}/{entry.index}, on disk only at {holders}",
             )
             self.committed.append(entry)
@@ -147,17 +215,18 @@ class SafetyChecker:
         moment, as long as this disk was not counted (faults B31).
         """
         book = self.disks[peer.node_id]
-        cut_from = write.entries[0].index if write.entries else len(book.entries) + 1
+        cut_from = write.entries[0].index if write.entries else book.last_index + 1
         removed = [
             entry
-            for entry in book.entries[cut_from - 1 : len(self.committed)]
-            if self.committed[entry.index - 1] == entry
+            for entry in book.entries
+            if cut_from <= entry.index <= len(self.committed)
+            and self.committed[entry.index - 1] == entry
         ]
         book.synced(write)
         for entry in removed:
             holders = [name for name, disk in self.disks.items() if disk.holds(entry)]
             require(
-                len(holders) >= self.majority,
+                self._on_majority(peer, holders),
                 f"committed {entry.term}/{entry.index} is left only on {holders}",
             )
 
@@ -169,6 +238,7 @@ class SafetyChecker:
         self.terms[peer.node_id] = self.disks[peer.node_id].hard_state.term
         stored, book = peer.disk.load(), self.disks[peer.node_id]
         require(list(stored.entries) == book.entries, "the twin and the book differ: entries")
+        require(stored.base == book.base, "the twin and the book differ: base")
         require(stored.hard_state == book.hard_state, "the twin and the book differ: hard state")
 
     # --- what holds at any time ------------------------------------------------------------------
@@ -190,7 +260,7 @@ class SafetyChecker:
             leader = self.leaders.setdefault(node.term, peer.node_id)
             require(leader == peer.node_id, f"two leaders in term {node.term}")
             for entry, term in zip(self.committed, self.commit_terms, strict=True):
-                if term < node.term:
+                if term < node.term and entry.index >= node.first_index:
                     require(
                         node.entry_term(entry.index) == entry.term,
                         f"leader {peer.node_id} of {node.term} lacks {entry.term}/{entry.index}",
@@ -198,11 +268,14 @@ class SafetyChecker:
             self._complete[(node.term, peer.node_id)] = None
         for other, disk in self.disks.items():
             key = (peer.node_id, int(node.term), other)
+            if other != peer.node_id and node.progress(other) is None:
+                self.match.pop(key, None)  # no member; one that comes back begins anew
+                continue
             match = node.match_index(other)
             require(match >= self.match.get(key, 0) or other == peer.node_id, "match went back")
             self.match[key] = match
             if disk.hard_state.term <= node.term:
-                require(match <= len(disk.entries), f"{other} is believed to hold {match}")
+                require(match <= disk.last_index, f"{other} is believed to hold {match}")
 
     # --- inside ----------------------------------------------------------------------------------
 
