@@ -12,6 +12,7 @@ from gaia.command.v1 import metrics_record_pb2, snapshot_pb2
 from gaia.metrics.v1 import metrics_pb2
 
 from gaia_grpc.errors import StorageDamagedError
+from gaia_grpc.state import sources, timelines
 from gaia_grpc.state.restore import _varint
 from gaia_grpc.state.snapshot_codec import varint
 from tests.state.lessons import Lesson
@@ -23,17 +24,17 @@ def damaged_log() -> bytes:
     return whole_snapshot(mixed_log(0, 150).machine)
 
 
-@pytest.mark.parametrize("timelines", [False, True])
-def test_what_is_evicted_first_survives_a_restore(timelines: bool) -> None:
+@pytest.mark.parametrize("replays", [False, True])
+def test_what_is_evicted_first_survives_a_restore(replays: bool) -> None:
     """More is due than goes at once, and was touched in another order than it came in: the places
     in the heaps are those of the first time, which no snapshot holds."""
     lesson = Lesson()
-    count = 6 if timelines else 70
+    count = 6 if replays else 70
     for number in (*range(count), *reversed(range(count))):
         lesson.publish(
             [("keypress", 1, lesson.now_ms)],
             student=f"s{number}",
-            timeline_id=f"t{number}" if timelines else "",
+            timeline_id=f"t{number}" if replays else "",
         )
         lesson.advance(1_000)
     twin = Lesson()
@@ -43,8 +44,8 @@ def test_what_is_evicted_first_survives_a_restore(timelines: bool) -> None:
         machine.advance(7_200_000)
         machine.publish([("keypress", 1, machine.now_ms)], student="last", sequence=1)
         table = machine.metrics_table()
-        left = len(table._timelines._timelines) - 1 if timelines else len(table._sources) - 1
-        assert left == (2 if timelines else 6)
+        left = len(table._timelines._timelines) - 1 if replays else len(table._sources) - 1
+        assert left == (2 if replays else 6)
     assert whole_snapshot(lesson.machine) == whole_snapshot(twin.machine)
 
 
@@ -118,6 +119,23 @@ def test_an_alert_lives_on_across_a_restore() -> None:
         assert events[-1].alert.alert_id == "alert-2"
         ends.append(events[1].alert.resolved_at_ms)
     assert ends[0] == ends[1]
+
+
+def test_the_limits_hold_in_a_restored_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows, timelines and sources are counted as if they had come one by one."""
+    lesson = Lesson()
+    lesson.publish([("keypress", 1, lesson.now_ms)], student="a")
+    lesson.publish([("keypress", 1, lesson.now_ms)], student="b", timeline_id="t")
+    lesson.machine = restored(whole_snapshot(lesson.machine))
+    monkeypatch.setattr(timelines, "MAX_WINDOWS", 3)
+    monkeypatch.setattr(sources, "MAX_SOURCES", 4)
+    results = [
+        lesson.publish([("keypress", 1, lesson.now_ms)], student=student, source_id=source)
+        for student, source in (("a", "x"), ("c", "x"), ("d", "x"), ("a", "y"), ("a", "z"))
+    ]
+    assert [result.message for result in results] == [
+        "", "", "too many students or timelines", "", "too many sources",
+    ]  # fmt: skip
 
 
 def test_an_alert_whose_events_are_gone_is_restored_with_its_own_bytes() -> None:
