@@ -114,7 +114,7 @@ class Peer:
         )
         self.snapshots = Snapshots(self.engine, store, disk, config.storage, tick_ms)
         self.restorer = Restorer(self.engine, store, disk, self._on_restored)
-        self.transfers = SnapshotTransfer(self.engine, store, disk)
+        self.transfers = SnapshotTransfer(self.engine, store, disk, self.snapshots.renew)
         self.reconfiguration = Reconfiguration(
             self.engine, self.membership, self.router, transport, topics, STATUS_TOPIC
         )

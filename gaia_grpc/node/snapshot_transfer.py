@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 import structlog
@@ -29,9 +29,13 @@ log = structlog.get_logger("gaia.node")
 class OutgoingFile:
     """`OutgoingSnapshot` over a file of the own store."""
 
-    def __init__(self, reader: SnapshotReader, disk: DiskThread) -> None:
+    def __init__(
+        self, reader: SnapshotReader, disk: DiskThread, on_damaged: Callable[[], None]
+    ) -> None:
+        """`on_damaged` is called where the content does not have its digest any more."""
         self._reader = reader
         self._disk = disk
+        self._on_damaged = on_damaged
 
     @property
     def meta(self) -> SnapshotMeta:
@@ -50,7 +54,12 @@ class OutgoingFile:
 
     async def read(self, offset_bytes: int, size_bytes: int) -> bytes:
         """See `OutgoingSnapshot.read`."""
-        return await self._disk.run(partial(self._reader.read, offset_bytes, size_bytes))
+        try:
+            return await self._disk.run(partial(self._reader.read, offset_bytes, size_bytes))
+        except StorageDamagedError as error:
+            log.error("snapshot_damaged", message=error.message)
+            self._on_damaged()
+            raise
 
     async def close(self) -> None:
         """See `OutgoingSnapshot.close`."""
@@ -138,7 +147,15 @@ class IncomingFile:
 class SnapshotTransfer:
     """Opens both ends; all methods are called on the loop."""
 
-    def __init__(self, engine: Engine, store: SnapshotStore, disk: DiskThread) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        store: SnapshotStore,
+        disk: DiskThread,
+        on_damaged: Callable[[], None],
+    ) -> None:
+        """`on_damaged`: the newest own snapshot can't be read."""
+        self._on_damaged = on_damaged
         self._engine = engine
         self._store = store
         self._disk = disk
@@ -152,7 +169,11 @@ class SnapshotTransfer:
             reader = await self._disk.run(partial(self._store.open, info.meta))
         except NotFoundError:
             return None  # a newer one has just taken its place: the core asks again
-        return OutgoingFile(reader, self._disk)
+        except StorageDamagedError as error:
+            log.error("snapshot_damaged", message=error.message)
+            self._on_damaged()
+            return None
+        return OutgoingFile(reader, self._disk, self._on_damaged)
 
     async def receive(
         self, from_node: NodeId, term: Term, meta: SnapshotMeta, size_bytes: int, sha256: bytes

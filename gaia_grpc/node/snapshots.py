@@ -104,6 +104,12 @@ class Snapshots:
         except TimeoutError:
             raise UnavailableError("the snapshot was not complete in time") from None
 
+    def renew(self) -> None:
+        """The newest one was found damaged: the state in memory is whole, and is saved again."""
+        applier = self._engine.applier
+        if self._making is None and not applier.restoring and not self._engine.stopped:
+            self._begin()
+
     def note(self, summary: SnapshotSummary) -> None:
         """A snapshot has become the state: what was being made of the old one is given up."""
         self.give_up()

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from gaia_grpc.config import StorageConfig
+from gaia_grpc.errors import (
+    GaiaError,
+    StorageDamagedError,
+    StorageFailedError,
+    UnavailableError,
+)
 from gaia_grpc.node.driver import NodeDriver
+from gaia_grpc.node.restoring import Restorer
+from gaia_grpc.raft.effects import RoleName
 from gaia_grpc.raft.types import Index
+from gaia_grpc.state.machine import StateMachine
+from gaia_grpc.storage import snapshot_handles
+from gaia_grpc.storage.api import SnapshotReader
 from gaia_grpc.storage.snapshots import FileSnapshotStore
 from gaia_grpc.storage.sqlite_log import SqliteLog
 from tests.support.local_cluster import (
@@ -60,7 +75,7 @@ async def test_snapshots_are_made_and_the_log_behind_them_goes(tmp_path: Path) -
             assert snapshots.complete()[0].meta.index == status.snapshot_index
 
 
-async def test_peer_restarts_from_its_snapshot_and_the_log_behind_it(tmp_path: Path) -> None:
+async def test_b18_peer_restarts_from_its_snapshot_and_the_log_behind_it(tmp_path: Path) -> None:
     async with running(snapshotting(tmp_path)) as cluster:
         leader = await cluster.leader()
         await enqueue_some(cluster, leader, 75)
@@ -144,3 +159,148 @@ async def test_snapshot_on_demand_can_be_read_by_anybody(tmp_path: Path) -> None
         data = b"".join([chunk async for chunk in stream])
         await stream.close()
         assert hashlib.sha256(data).digest() == summary.sha256
+
+
+# --- crashes and damage ---------------------------------------------------------------------------
+
+CRASH_POINTS = [
+    ("create", "before"),
+    ("create", "after"),
+    ("commit", "before"),
+    ("commit", "after"),
+    ("compact", "before"),
+    ("compact", "after"),
+    ("drop_older", "before"),
+    ("drop_older", "after"),
+]
+
+
+@pytest.mark.parametrize(("step", "when"), CRASH_POINTS)
+async def test_b18_crash_between_apply_and_snapshot_skips_and_repeats_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, when: str
+) -> None:
+    """etcd #13766: the applied index and the state must come from the same place."""
+    async with running(LocalCluster(tmp_path, ("n1",))) as cluster:
+        await cluster.leader()
+        driver = cluster.drivers["n1"]
+        await enqueue_some(cluster, "n1", 20)
+        first = await driver.take_snapshot(timeout_s=5)
+        await enqueue_some(cluster, "n1", 20)
+        directory = cluster.directories["n1"]
+        owner: object = {
+            "commit": snapshot_handles.Writer,
+            "compact": directory.log,
+        }.get(step, directory.snapshots)
+        original = getattr(owner, step)
+
+        def dies(*arguments: object) -> object:
+            done = original(*arguments) if when == "after" else None
+            raise StorageFailedError(
+                f"the process ended {when} {step}", metadata={"done": str(done)}
+            )
+
+        monkeypatch.setattr(owner, step, dies)
+        before = driver.status()
+        with suppress(GaiaError):
+            await driver.take_snapshot(timeout_s=5)
+        async with asyncio.timeout(5):
+            await driver.failed
+        monkeypatch.undo()
+        await cluster.crash("n1")
+        await cluster.start("n1")
+        await cluster.leader()
+        driver = cluster.drivers["n1"]
+        assert driver.status(before.applied_index).state_hash == before.state_hash
+        assert driver.status().snapshot_index in (first.index, before.applied_index)
+        assert await count_tasks(driver) == 40
+        await enqueue_some(cluster, "n1", 1)
+        again = await driver.take_snapshot(timeout_s=5)
+        assert again.index > before.applied_index
+
+
+async def test_b22_damaged_snapshot_stops_the_start_and_deletes_nothing(tmp_path: Path) -> None:
+    async with running(snapshotting(tmp_path)) as cluster:
+        leader = await cluster.leader()
+        await enqueue_some(cluster, leader, 70)
+        await cluster.agree()
+        name = next(name for name in cluster.names if name != leader)
+        await until(partial(has_compacted, cluster.drivers[name], 60))
+        await cluster.stop(name)
+        files = sorted((tmp_path / name / "snapshots").glob("*.gaia"))
+        flip(files[-1])
+        before = {path: path.read_bytes() for path in files}
+        with pytest.raises(StorageDamagedError) as refused:
+            await cluster.start(name)
+        assert "\n" not in refused.value.message
+        assert {path: path.read_bytes() for path in files} == before
+        # The others never hear of it; the peer is replaced like a lost machine.
+        await enqueue_some(cluster, leader, 5)
+        cluster.wipe(name)
+        await cluster.drivers[leader].remove_peer(name, timeout_s=10)
+        starting = await cluster.wait_to_join(name)
+        await cluster.add(name, via=leader)
+        await starting
+        await cluster.agree()
+
+
+async def test_b22_damaged_snapshot_of_a_leader_is_not_sent_but_made_anew(tmp_path: Path) -> None:
+    """Its state in memory is whole: the next snapshot heals what the disk has lost."""
+    async with running(snapshotting(tmp_path)) as cluster:
+        leader = await cluster.leader()
+        await cluster.agree()
+        lagging = next(name for name in cluster.names if name != leader)
+        await cluster.crash(lagging)
+        await enqueue_some(cluster, leader, 70)
+        await until(partial(has_compacted, cluster.drivers[leader], 60))
+        snapshots = cluster.directories[leader].snapshots
+        await until(partial(is_tidy, cluster.directories[leader].log, snapshots))
+        damaged = snapshots.complete()[0].meta
+        flip(next((tmp_path / leader / "snapshots").glob("*.gaia")))
+        await cluster.start(lagging)
+        await until(lambda: cluster.drivers[lagging].status().snapshot_index > damaged.index, 20)
+        await cluster.agree()
+        assert not cluster.drivers[leader].failed.done()
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+async def test_follower_that_restores_answers_heartbeats_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Restoring takes longer than an election timeout here: no election comes of it."""
+    async with running(snapshotting(tmp_path)) as cluster:
+        leader = await cluster.leader()
+        await enqueue_some(cluster, leader, 70)
+        await cluster.agree()
+        slow = next(name for name in cluster.names if name != leader)
+        other = next(name for name in cluster.names if name not in (leader, slow))
+        await until(partial(has_compacted, cluster.drivers[slow], 60))
+        await cluster.crash(slow)
+        await cluster.crash(other)
+        gate = asyncio.Event()
+        read = Restorer._read
+
+        async def held(self: Restorer, reader: SnapshotReader) -> StateMachine:
+            await gate.wait()
+            return await read(self, reader)
+
+        monkeypatch.setattr(Restorer, "_read", held)
+        starting = asyncio.create_task(cluster.start(slow))
+        # The leader commits with this one's answers alone, whose state is not there yet.
+        await enqueue_some(cluster, leader, 5)
+        await asyncio.sleep(1.0)
+        await enqueue_some(cluster, leader, 5)
+        assert not starting.done()
+        assert cluster.drivers[slow].status().applied_index == 0
+        with pytest.raises(UnavailableError):
+            await count_tasks(cluster.drivers[slow])
+        assert cluster.drivers[leader].status().role is RoleName.LEADER
+        gate.set()
+        await starting
+        await cluster.agree()
+        assert await count_tasks(cluster.drivers[slow]) == 80
