@@ -265,7 +265,6 @@ class SessionTable:
         self._last_number += 1
         session = Session(self._last_number, incarnation=1)
         session.name = name
-        self._frozen.changing(session.number)
         self._insert(session)
         return session
 

@@ -99,7 +99,8 @@ class Frozen(Generic[Key, Record]):
 
 class FrozenInOrder(Frozen[int, Record]):
     """The same for positive numbers that only grow, as ids do: where the walk stands tells which
-    turns are over, so a million records need no set of a million keys."""
+    turns are over, so a million records need no set of a million keys. New records need no telling:
+    their numbers lie behind all of the snapshot's."""
 
     __slots__ = ("_last", "_turn")
 

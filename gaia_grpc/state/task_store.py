@@ -131,13 +131,17 @@ class TaskStore:
     ) -> Task:
         """A new task, PENDING and not yet in the index: `make_pending` or `schedule` follows."""
         self._last_number += 1
-        number = self._last_number
         task = Task(
-            number, task_type, payload, affinity, priority, max_retries, self._context.now_ms
+            self._last_number,
+            task_type,
+            payload,
+            affinity,
+            priority,
+            max_retries,
+            self._context.now_ms,
         )
         task.key = key
         task.digest = digest
-        self._frozen.changing(number)
         self._insert(task)
         self.enqueued_total += 1
         self.counts[PENDING] += 1

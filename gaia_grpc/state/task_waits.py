@@ -101,7 +101,6 @@ class WaitList:
     def add(self, waiter: Waiter) -> None:
         """The waiter begins to wait."""
         self.last_id = waiter.waiter_id
-        self.frozen.changing(waiter.waiter_id)
         self._waiters[waiter.waiter_id] = waiter
         self._begin(waiter)
 
@@ -128,7 +127,6 @@ class WaitList:
         self.frozen.changing(waiter.waiter_id)
         del self._waiters[waiter.waiter_id]
         self.last_id += 1
-        self.frozen.changing(self.last_id)
         waiter.waiter_id = self.last_id
         self._waiters[waiter.waiter_id] = waiter
 

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,12 @@ LOGS: dict[str, Callable[[int], Log]] = {
 }
 
 
+@cache
+def entries_of(name: str, seed: int) -> Entries:
+    """A log by its name."""
+    return tuple(LOGS[name](seed).entries)
+
+
 def machine_of(entries: Entries) -> StateMachine:
     machine = StateMachine()
     for index, (kind, data) in enumerate(entries, start=1):
@@ -50,9 +57,8 @@ def test_the_busy_log_meets_what_snapshots_must_keep() -> None:
     sections: dict[str, int] = {}
     seen: set[str] = set()
     for seed in range(4):
-        log = busy_log(seed)
         machine = StateMachine()
-        for index, (kind, data) in enumerate(log.entries, start=1):
+        for index, (kind, data) in enumerate(entries_of("busy", seed), start=1):
             machine.apply(index, kind, data)
             name = command_pb2.Command.FromString(data).WhichOneof("body")
             seen.add(str(name))
@@ -105,34 +111,34 @@ def records(data: bytes) -> list[snapshot_pb2.SnapshotRecord]:
 @pytest.mark.parametrize("name", LOGS)
 @pytest.mark.parametrize("seed", range(3))
 def test_a_snapshot_is_what_it_was_at_its_index_whatever_is_applied(name: str, seed: int) -> None:
-    entries = LOGS[name](seed).entries
+    entries = entries_of(name, seed)
     source = random.Random(seed)
     count = sum(
         check_frozen(entries, begin_at, lambda: source.choice([0, 0, 1, 1, 3]))
-        for begin_at in range(2, 40, 7)
+        for begin_at in range(2, 40, 11)
     )
-    assert count >= 6
+    assert count >= 4
 
 
 @pytest.mark.parametrize("name", LOGS)
 @pytest.mark.parametrize("seed", range(3))
 def test_a_snapshot_may_be_taken_as_late_as_one_likes(name: str, seed: int) -> None:
     # Every record that any of the commands touches is saved before its turn.
-    entries = LOGS[name](seed).entries
-    for begin_at in range(1, len(entries), max(1, len(entries) // 12)):
+    entries = entries_of(name, seed)
+    for begin_at in range(1, len(entries), max(1, len(entries) // 8)):
         assert check_frozen(entries, begin_at, lambda: 0) == 1
 
 
 @pytest.mark.parametrize("name", LOGS)
 @pytest.mark.parametrize("seed", range(3))
 def test_a_restored_machine_goes_on_as_the_other_does(name: str, seed: int) -> None:
-    entries = LOGS[name](seed).entries
-    for begin_at in range(1, len(entries) + 1, max(1, len(entries) // 25)):
+    entries = entries_of(name, seed)
+    for begin_at in range(1, len(entries) + 1, max(1, len(entries) // 9)):
         check_restored(entries, begin_at)
 
 
 def test_a_restored_machine_gives_the_same_snapshot_at_each_index() -> None:
-    entries = busy_log(9, 150).entries
+    entries = busy_log(9, 80).entries
     machine = StateMachine()
     for index, (kind, data) in enumerate(entries, start=1):
         machine.apply(index, kind, data)
@@ -143,10 +149,11 @@ def test_a_restored_machine_gives_the_same_snapshot_at_each_index() -> None:
 def test_no_two_timers_differ_in_their_serial_numbers_alone(name: str) -> None:
     # Serial numbers are no state: a restored machine has others. They must never decide.
     machine = StateMachine()
-    for index, (kind, data) in enumerate(LOGS[name](1).entries, start=1):
+    for index, (kind, data) in enumerate(entries_of(name, 1), start=1):
         machine.apply(index, kind, data)
-        live = [(kind_of, key) for _, kind_of, key in timers(machine)]
-        assert len(live) == len(set(live)), index
+        if index % 3 == 0:
+            live = [(kind_of, key) for _, kind_of, key in timers(machine)]
+            assert len(live) == len(set(live)), index
 
 
 def test_a_hash_is_known_from_the_snapshot_on() -> None:
