@@ -64,7 +64,7 @@ async def test_log_time_goes_on_while_nothing_is_due(tmp_path: Path) -> None:
         assert await driver.inbound.running().router.confirm_read(5) - before_ms == 3_000
 
 
-async def test_log_time_is_in_the_log_while_something_waits_for_it(tmp_path: Path) -> None:
+async def test_b17_log_time_is_in_the_log_while_something_waits_for_it(tmp_path: Path) -> None:
     """A new leader goes on from the last entry, so only what is written survives a change. Without
     this a task that waits an hour would wait for ever in a quiet cluster that changes its leader
     every half hour (faults B17)."""
@@ -107,7 +107,7 @@ async def test_what_falls_due_is_applied_by_whoever_leads(tmp_path: Path) -> Non
             await cluster.start(name)
 
 
-async def test_log_time_never_goes_back_and_never_jumps_across_leaders(tmp_path: Path) -> None:
+async def test_b17_log_time_never_goes_back_and_never_jumps_across_leaders(tmp_path: Path) -> None:
     cluster = LocalCluster(tmp_path)
     async with running(cluster):
         seen_ms = 0

@@ -76,7 +76,7 @@ async def test_late_peer_takes_the_founding_over(
     assert await read_setting(cluster.drivers["n3"], "task.max_retries") == "6"
 
 
-async def test_wiped_peer_neither_founds_nor_votes(cluster: LocalCluster) -> None:
+async def test_b26_wiped_peer_neither_founds_nor_votes(cluster: LocalCluster) -> None:
     await cluster.start()
     await cluster.leader()
     await cluster.crash("n1")
