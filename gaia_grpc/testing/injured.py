@@ -45,6 +45,8 @@ class InjuredCluster(Cluster):
         self._small_disks = dict(small_disks or {})
         self._proxied = False
         self.disks: dict[str, SmallDisk] = {}
+        self.former_logs: dict[str, str] = {}
+        """What peers wrote before they were replaced."""
         self._network: Network | None = None
 
     @property
@@ -137,6 +139,17 @@ class InjuredCluster(Cluster):
         for node_id in node_ids:
             self.network.accept(node_id)
         super().restart(*node_ids, timeout=timeout)
+
+    def replace(self, node_id: str, timeout: float = START_TIMEOUT_S) -> None:
+        """A peer whose disk is gone: removed, and joined again under its name and addresses."""
+        self.kill(node_id)
+        self._probe.remove_peer(self.address(self.leader(timeout)), node_id, timeout)
+        self.wipe(node_id)
+        peer = self.peer(node_id)
+        self.former_logs[node_id] = self.former_logs.get(node_id, "") + peer.log()
+        peer.log_path.unlink(missing_ok=True)  # `join` waits for a line in it
+        self.network.accept(node_id)
+        self.join(node_id, timeout)
 
     def heal(self, timeout: float = START_TIMEOUT_S) -> None:
         """Heals the network, resumes the paused, starts the ended, waits until all is well."""

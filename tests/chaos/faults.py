@@ -158,6 +158,30 @@ class Terminate(Fault):
         return "exit code 0" if self.code == 0 else ""
 
 
+class Replace(Fault):
+    """A machine is lost with its disk; a new one joins under its name, as a learner first."""
+
+    kind = "replaced machine"
+    hold_s = (0.1, 0.5)
+
+    def inject(self) -> None:
+        with_own_disk = [n for n in self.cluster.node_ids if n not in self.cluster.disks]
+        self.target = self.stage.draw.choice(with_own_disk)
+        self.stage.unhealthy.add(self.target)
+        before = self.cluster.status(self.target).peer_uuid
+        self.cluster.kill(self.target)
+        self.stage.keep_log(self.target)
+        self.cluster.replace(self.target, READY_TIMEOUT_S)
+        self.replaced = self.cluster.status(self.target).peer_uuid != before
+
+    def heal(self) -> None:
+        self.cluster.wait_ready(READY_TIMEOUT_S)
+        self.stage.unhealthy.clear()
+
+    def evidence(self) -> str:
+        return "voter with a new peer_uuid" if self.replaced else ""
+
+
 class Pause(Fault):
     """SIGSTOP, then SIGCONT: connections stay, nothing is said, and time has passed."""
 
@@ -504,7 +528,9 @@ class Flip(Fault):
         return f"{self.flipped.path.name} at {offsets}: {self.outcome}"
 
 
-PROCESS_FAULTS: tuple[type[Fault], ...] = (Kill, KillMajority, KillAll, Terminate, Pause)
+PROCESS_FAULTS: tuple[type[Fault], ...] = (
+    Kill, KillMajority, KillAll, Terminate, Pause, Replace,
+)  # fmt: skip
 NETWORK_FAULTS: tuple[type[Fault], ...] = (Isolate, Mute, Deafen, CutPair, OneWay)
 BACKGROUND_FAULTS: tuple[type[Fault], ...] = (Delay, LostReplies)
 SYNC_FAULTS: tuple[type[Fault], ...] = (SlowSync, StalledSync, FailedSync)

@@ -40,7 +40,6 @@ class FinalState:
     events: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
     hash_index: int = 0
-    snapshots: int = 0
 
     def cut_events(self, newest: int) -> None:
         """Forgets events after `newest`: time goes on, and with it alerts end."""
@@ -56,7 +55,6 @@ async def read_final_state(cluster: Cluster) -> FinalState:
     for node_id in cluster.node_ids:
         status = await asyncio.to_thread(cluster.status, node_id, at_index=final.hash_index)
         final.hashes[node_id] = status.state_hash.hex()
-        final.snapshots += status.snapshot_index > 0
         async with grpc.aio.insecure_channel(cluster.address(node_id), options=OPTIONS) as channel:
             final.tasks[node_id] = await _tasks(TaskServiceStub(channel))
             final.students[node_id] = await _students(MetricsServiceStub(channel))

@@ -26,7 +26,7 @@ def describe(outcome: Outcome) -> str:
             lines.append(f"    {violation[:MOST_CHARACTERS]}")
         if len(check.violations) > MOST_VIOLATIONS:
             lines.append(f"    and {len(check.violations) - MOST_VIOLATIONS} more")
-    lines.append(f"  peers with a snapshot at the end: {outcome.snapshots}")
+    lines.append(f"  {outcome.snapshots_made} snapshots made, {outcome.installs} installed")
     lines += [f"error: {error[:MOST_CHARACTERS]}" for error in outcome.errors]
     return "\n".join(lines) + "\n"
 
@@ -46,6 +46,8 @@ class Total:
 
     runs: int = 0
     seconds: float = 0.0
+    snapshots_made: int = 0
+    installs: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     calls: dict[str, Counter[str]] = field(default_factory=dict)
     checks: Counter[str] = field(default_factory=Counter)
@@ -55,6 +57,8 @@ class Total:
         """One run more."""
         self.runs += 1
         self.seconds += outcome.seconds
+        self.snapshots_made += outcome.snapshots_made
+        self.installs += outcome.installs
         self.faults += Counter(fault.kind for fault in outcome.injected)
         for kind, counts in outcome.calls.items():
             self.calls.setdefault(kind, Counter()).update(counts)
@@ -67,6 +71,7 @@ class Total:
         lines = [f"=== {self.runs} runs in {self.seconds / 60:.1f} minutes ===", "faults injected"]
         lines += [f"  {kind:<18}{count:>9}" for kind, count in sorted(self.faults.items())]
         lines.append(f"  {'all':<18}{sum(self.faults.values()):>9}")
+        lines.append(f"{self.snapshots_made} snapshots made, {self.installs} installed")
         lines += ["calls by outcome", *_call_lines(self.calls)]
         lines.append("checks passed, of the runs")
         lines += [

@@ -63,6 +63,8 @@ SMALL_DISK_BYTES = 48 << 20
 WARM_UP_S = 1.5
 COOL_DOWN_S = 2.0
 LEAST_OK_SHARE = 0.5
+SNAPSHOT_SHARE = 0.6
+"""Of the seeds in which peers make snapshots all the time."""
 SETTLE_TIMEOUT_S = 40.0
 WORKERS: tuple[tuple[str, type[Worker], int], ...] = (
     ("register", TaskRegisters, 2),
@@ -87,8 +89,9 @@ class Outcome:
     injected: list[Injected] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     calls: dict[str, Counter[str]] = field(default_factory=dict)
-    snapshots: int = 0
-    """Snapshots that peers hold at the end."""
+    snapshots_made: int = 0
+    installs: int = 0
+    """Snapshots that laggards received."""
     seconds: float = 0.0
     errors: list[str] = field(default_factory=list)
     """Why the run proves nothing: a fault without a trace, a cluster that did not come back."""
@@ -115,7 +118,7 @@ class Run:
         *,
         kinds: Sequence[str] | None = None,
         program: Sequence[str] = PROGRAM,
-        environment: Mapping[str, str] | None = None,
+        snapshots: bool | None = None,
     ) -> None:
         """Starts nothing.
 
@@ -124,7 +127,9 @@ class Run:
             seconds: how long faults are injected.
             kinds: only these faults; all that this machine can inject where None.
             program: what Python runs for a peer; another one shows that the checks find bugs.
-            environment: variables of all peers, as for small snapshots.
+            snapshots: whether peers make one every few seconds and keep little log before it, so
+                that laggards must install them; drawn from the seed where None. Without them the
+                whole log is known in the end.
         """
         possible, _ = possible_faults()
         names = [fault.kind for fault in possible]
@@ -134,14 +139,14 @@ class Run:
         self.record = LogRecord()
         self._draw = random.Random(f"run {seed}")
         self._stopping = asyncio.Event()
+        self.snapshots = self._draw.random() < SNAPSHOT_SHARE if snapshots is None else snapshots
         small = "full disk" in self.plan.kinds
         nodes = ("n1", "n2", "n3")
         self.cluster = InjuredCluster(
             len(nodes),
             settings=SETTINGS,
-            environment={**os.environ, **(environment or {})},
             environment_of={
-                node_id: {"PYTHONHASHSEED": str(seed * 10 + number), "TZ": f"X{number}"}
+                node_id: self._environment(seed * 10 + number)
                 for number, node_id in enumerate(nodes)
             },
             program=program,
@@ -159,9 +164,10 @@ class Run:
                 await self._execute(directory, outcome)
             finally:
                 self.history.save(directory / "history.jsonl")
-                for node_id in self.cluster.node_ids:
-                    log = directory / f"{node_id}.log"
-                    log.write_text(self.cluster.log(node_id), encoding="utf-8")
+                for node_id, text in self._logs().items():
+                    (directory / f"{node_id}.log").write_text(text, encoding="utf-8")
+                    outcome.snapshots_made += text.count(" snapshot index=")
+                    outcome.installs += text.count("snapshot_received")
         outcome.calls = self.history.counts()
         outcome.seconds = time.monotonic() - began_at
         return outcome
@@ -200,7 +206,6 @@ class Run:
                 if not any(fault.error for fault in nemesis.injected):
                     final = await self._settle(listeners)
                     observing.set()
-                    outcome.snapshots = final.snapshots
                     exits = await asyncio.to_thread(self._end_peers)
                     outcome.checks = await asyncio.to_thread(
                         self._checks, nemesis, listeners, final, initial, exits
@@ -209,6 +214,15 @@ class Run:
         finally:
             for one in channels:
                 await one.close()
+
+    def _environment(self, hash_seed: int) -> dict[str, str]:
+        """Peers differ in all that must not matter: hash seed, time zone, when they snapshot."""
+        found = {"PYTHONHASHSEED": str(hash_seed), "TZ": f"X{hash_seed % 12}"}
+        every, keep = self._draw.randint(60, 300), self._draw.choice((60, 100, 1_000_000))
+        if self.snapshots:
+            found["GAIA_STORAGE_SNAPSHOT_EVERY_ENTRIES"] = str(every)
+            found["GAIA_STORAGE_SNAPSHOT_KEEP_ENTRIES"] = str(keep)
+        return found
 
     # --- parts -----------------------------------------------------------------------------------
 
@@ -231,6 +245,13 @@ class Run:
         disk = self.cluster.disks.get(node_id)
         directory = self.cluster.peer(node_id).data_dir if disk is None else disk.outside
         self.record.take_disk(node_id, directory)
+
+    def _logs(self) -> dict[str, str]:
+        former = self.cluster.former_logs
+        return {
+            node_id: former.get(node_id, "") + self.cluster.log(node_id)
+            for node_id in self.cluster.node_ids
+        }
 
     async def _measure(self, stopping: asyncio.Event) -> None:
         """Open files and memory of each peer, at their highest."""
@@ -292,7 +313,7 @@ class Run:
         history, record = self.history, self.record
         tasks = next(iter(final.tasks.values()))
         replayed = replay(record, final.hash_index) if record.is_complete else None
-        logs = {node_id: self.cluster.log(node_id) for node_id in self.cluster.node_ids}
+        logs = self._logs()
         checks = [
             check_log(record, final.hashes, replayed.state_hash.hex() if replayed else ""),
             check_real_time(history),
