@@ -15,6 +15,8 @@ from google.protobuf.message import Message
 from gaia_grpc.errors import InvariantError
 from gaia_grpc.state.snapshot import Part
 
+# A peer of an older version may get the file. What it would not read (a section, a field, another
+# format) may be written only where the cluster's feature level says that no such peer is left.
 FORMAT = 1
 HEADER = "header"
 TRAILER = "trailer"
