@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from gaia_grpc.cli.benchmarks import coordination, failover, queue, stream
+from gaia_grpc.cli.benchmarks import coordination, failover, queue, snapshots, stream
 from gaia_grpc.cli.benchmarks.bed import Bed, make_bed
 from gaia_grpc.cli.benchmarks.echo import measure_echo
 from gaia_grpc.cli.benchmarks.figures import Figure, Report, quantile
@@ -39,9 +39,10 @@ FRESH_CASES: Mapping[str, Case] = {
     "failover": failover.kill,
     "handover": failover.terminate,
     "pause": failover.pause,
+    "snapshot": snapshots.snapshot,
     "memory": queue.memory,
 }
-"""On a cluster of their own: three end peers, the other weighs what they keep."""
+"""On clusters of their own: they end peers, or fill them."""
 ECHO = "echo"
 PROFILE = "profile"
 
