@@ -64,19 +64,18 @@ def latest_configuration(entries: Iterable[Entry]) -> tuple[str, tuple[Member, .
 
 
 def decode_members_for(node_id: NodeId, peer_uuid: str, data: bytes) -> Members:
-    """The same, for the core of one peer: without itself where its name means other data.
+    """The same, for the core of one peer: a stranger where its name means other data.
 
     A replaced machine reads in the log of its predecessor that "it" has a vote. It remembers
     nothing of what was promised then, so it must not take that for its own (faults B26).
     """
-    _, members = decode_configuration(data)
-    own = [member for member in members if member.node_id == node_id]
-    if own and own[0].peer_uuid != peer_uuid:
-        members = tuple(member for member in members if member.node_id != node_id)
-    return Members(
-        tuple(member.node_id for member in members if not member.learner),
-        tuple(member.node_id for member in members if member.learner),
-    )
+    voters: list[NodeId] = []
+    learners: list[NodeId] = []
+    for member in decode_configuration(data)[1]:
+        is_other = member.node_id == node_id and member.peer_uuid != peer_uuid
+        name = NodeId(f"{node_id}/{member.peer_uuid}") if is_other else member.node_id
+        (learners if member.learner else voters).append(name)
+    return Members(tuple(sorted(voters)), tuple(sorted(learners)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,11 @@ from gaia_grpc.errors import (
     StartupError,
     UnavailableError,
 )
+from gaia_grpc.node.members import decode_members_for, encode_configuration
 from gaia_grpc.raft.effects import RoleName
 from gaia_grpc.raft.types import NodeId, SnapshotMeta
 from gaia_grpc.storage.api import IncomingSnapshot
+from gaia_grpc.transport.api import Member
 from tests.support.local_cluster import (
     LocalCluster,
     engine_of,
@@ -275,3 +277,38 @@ async def test_last_voter_can_not_be_removed(tmp_path: Path) -> None:
         with pytest.raises(ConfigurationRefusedError):
             await cluster.drivers["n1"].remove_peer("n1", timeout_s=5)
         await cluster.drivers["n1"].propose(enqueue(0), timeout_s=5)
+
+
+async def test_b26_machine_after_machine_down_to_one_and_back(tmp_path: Path) -> None:
+    """The only voter of the first configuration comes back under its name with empty hands: in the
+    log it reads of a voter of its name, and must not take that for itself."""
+    async with running(LocalCluster(tmp_path, ("n1",))) as cluster:
+        await cluster.leader()
+        await cluster.drivers["n1"].propose(enqueue(0), timeout_s=5)
+        starting = await cluster.wait_to_join("n2")
+        await cluster.add("n2", via="n1")
+        await starting
+        await cluster.drivers["n2"].remove_peer("n1", timeout_s=10)
+        await cluster.crash("n1")
+        cluster.wipe("n1")
+        starting = await cluster.wait_to_join("n1")
+        assert await cluster.leader() == "n2"
+        cut = asyncio.create_task(cluster.add("n1", via="n2", timeout_s=20))
+        await starting
+        await cut
+        assert voters(cluster, "n1") == ["n1", "n2"]
+        await cluster.agree()
+
+
+def test_b26_name_in_an_old_configuration_is_not_the_new_machine() -> None:
+    data = encode_configuration(
+        "c",
+        [
+            Member(NodeId("n1"), "lost", "127.0.0.1:1", ""),
+            Member(NodeId("n2"), "u2", "127.0.0.1:2", ""),
+        ],
+    )
+    assert decode_members_for(NodeId("n1"), "lost", data).voters == ("n1", "n2")
+    assert decode_members_for(NodeId("n2"), "u2", data).voters == ("n1", "n2")
+    assert "n1" not in decode_members_for(NodeId("n1"), "new", data).voters
+    assert len(decode_members_for(NodeId("n1"), "new", data).voters) == 2
