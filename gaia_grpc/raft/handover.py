@@ -29,7 +29,7 @@ def start_transfer(core: Core, leader: Leader, to_node: NodeId) -> None:
 
 def go_on(core: Core, leader: Leader) -> None:
     """Once the follower that shall take over has the whole log, it is told to run (thesis 3.10)."""
-    if core.is_removed and leader.transfer_to == NO_NODE:
+    if not core.is_voter and core.is_removed and leader.transfer_to == NO_NODE:
         leader.transfer_to = _furthest_voter(core, leader)
         leader.transfer_elapsed_ticks = 0
         leader.timeout_now_sent = False

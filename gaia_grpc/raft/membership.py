@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from gaia_grpc.errors import invariant
 from gaia_grpc.raft.types import Entry, EntryKind, Index, Members, NodeId, Restored, SnapshotMeta
 
+_CONFIGURATION = EntryKind.CONFIGURATION  # looked up once: each entry is compared with it
+
 NOBODY = Members(())
 """What a peer knows that has never heard from a leader."""
 
@@ -85,11 +87,9 @@ class Configurations:
 
     def appended(self, entries: Iterable[Entry]) -> bool:
         """Takes up what the entries at the end of the log say; True if there is a new one."""
-        count = len(self._held)
-        for entry in entries:
-            if entry.kind is EntryKind.CONFIGURATION:
-                self._held.append(self._read(entry.index, entry.data))
-        return len(self._held) > count
+        found = [entry for entry in entries if entry.kind is _CONFIGURATION]
+        self._held += [self._read(entry.index, entry.data) for entry in found]
+        return bool(found)
 
     def truncated(self, first_removed: Index) -> bool:
         """Falls back to what was in force before `first_removed`; True if that is another one."""

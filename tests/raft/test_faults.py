@@ -95,6 +95,18 @@ def test_b01_a_repeated_request_is_not_answered_before_the_first_write_either() 
     assert answers(sent, VoteResponse) == [VoteResponse(True)] * 2
 
 
+def test_b01_a_vote_in_a_term_that_is_on_disk_is_written_too() -> None:
+    """Nothing but the vote is new: forgotten in a crash, it would be given a second time."""
+    peer, sent = alone(restored(term=1))
+    step(peer, VoteRequest(Index(0), Term(0)), 1)
+    effects = peer.take()
+    assert sent == []
+    assert effects.write is not None
+    assert effects.write.hard_state == HardState(Term(1), N2)
+    peer.persist()
+    assert answers(sent, VoteResponse) == [VoteResponse(True)]
+
+
 def test_b01_a_candidate_counts_itself_only_when_its_vote_is_on_disk() -> None:
     peer, sent = alone()
     while role(peer) is RoleName.FOLLOWER:
