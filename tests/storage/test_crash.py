@@ -123,7 +123,7 @@ needs_strace = pytest.mark.skipif(
         for number in (1, 3, 4, 5, 7, 8, 9, 11, 13, 14, 16, 18, 20, 21, 26, 33, 48)
     ],
 )
-def test_a_failed_fsync_ends_the_process_without_an_acknowledgement(
+def test_b23_a_failed_fsync_ends_the_process_without_an_acknowledgement(
     tmp_path: Path, call: str, number: int
 ) -> None:
     """B23: commits, checkpoints and directories; a second fsync that succeeds proves nothing."""
@@ -147,7 +147,7 @@ def test_a_failed_write_is_never_acknowledged(tmp_path: Path, number: int) -> No
 
 @needs_strace
 @pytest.mark.parametrize("number", [2, 9, 21, 46, 91])
-def test_a_full_disk_loses_nothing_and_needs_no_repair(tmp_path: Path, number: int) -> None:
+def test_b24_a_full_disk_loses_nothing_and_needs_no_repair(tmp_path: Path, number: int) -> None:
     """B24: from some system call on every write fails; the next start with space works."""
     path = tmp_path / "n1"
     child = run_with_fault(path, f"pwrite64:error=ENOSPC:when={number}+")
@@ -158,7 +158,7 @@ def test_a_full_disk_loses_nothing_and_needs_no_repair(tmp_path: Path, number: i
     check(path, 40, 40)
 
 
-def test_a_small_file_system_fills_up_and_serves_again(tmp_path: Path) -> None:
+def test_b24_a_small_file_system_fills_up_and_serves_again(tmp_path: Path) -> None:
     path = tmp_path / "small"
     path.mkdir()
     mounted = subprocess.run(

@@ -134,7 +134,7 @@ def test_flips_in_a_database_at_rest(directory: Path, mark: bool) -> None:
     assert kept > 50  # free space, of which a page at rest is mostly made
 
 
-def test_flips_in_the_journal_after_a_kill(directory: Path) -> None:
+def test_b21_flips_in_the_journal_after_a_kill(directory: Path) -> None:
     """B21: behind each damaged frame but the last commit's lie acknowledged ones."""
     image = make_image(directory / "n1", clean=False)
     refused = 0
@@ -178,7 +178,7 @@ def test_journals_cut_short(directory: Path, mark: bool) -> None:
     assert mark or len(seen) > 4
 
 
-def test_a_torn_last_commit_is_no_damage(directory: Path) -> None:
+def test_b21_a_torn_last_commit_is_no_damage(directory: Path) -> None:
     """Frames may reach the disk in any order: the commit's last one without its first one."""
     opened = DataDirectory.open(directory / "n1", N1)
     first = Entry(Term(1), Index(1), EntryKind.COMMAND, b"first")
@@ -237,7 +237,7 @@ def test_a_lost_journal_is_noticed(directory: Path) -> None:
         ("DROP TABLE entries", "no such table"),
     ],
 )
-def test_damaged_rows_say_what_and_what_to_do(directory: Path, damage: str, message: str) -> None:
+def test_b21_damaged_rows_say_what_and_what_to_do(directory: Path, damage: str, message: str) -> None:
     opened = DataDirectory.open(directory, N1)
     for index in range(1, 4):
         entry = Entry(Term(1), Index(index), EntryKind.COMMAND, b"command")
