@@ -182,6 +182,9 @@ class SnapshotTransfer:
         check_leader(self._engine, from_node, term)
         if meta.index <= self._engine.core.commit_index:
             raise UnavailableError(f"the log is committed up to {self._engine.core.commit_index}")
+        if self._engine.core.is_installing:
+            # The file that it waits for would be dropped for the new one.
+            raise UnavailableError("another snapshot is being installed", retry_after_ms=100)
         incoming = await self._disk.run(partial(self._store.incoming, meta, size_bytes, sha256))
         return IncomingFile(self._engine, self._disk, incoming, from_node, term, meta)
 

@@ -258,6 +258,13 @@ class RaftNode:
         return self._core.snapshot
 
     @property
+    def is_installing(self) -> bool:
+        """Whether a received snapshot replaces the log and its write is not done: until then no
+        other one may take its place in the store."""
+        core = self._core
+        return core.snapshot is not None and core.durability.durable_index < core.snapshot.index
+
+    @property
     def members(self) -> Members:
         """Who takes part by the configuration in force, committed or not."""
         return self._core.members

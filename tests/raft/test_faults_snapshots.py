@@ -137,11 +137,12 @@ def test_b20_a_second_snapshot_while_one_is_installed_comes_after_it() -> None:
     step(peer, SnapshotRequest(meta(9, 2)), 2)
     peer.take()
     assert [write.snapshot for write, _ in peer.pending] == [meta(5, 2), meta(9, 2)]
-    assert peer.node.durable_index == 0
+    assert (peer.node.durable_index, peer.node.is_installing) == (0, True)
     peer.persist()
     assert (matches(sent), peer.node.durable_index) == ([5], 5)
     peer.persist()
     assert (matches(sent), peer.node.durable_index) == ([5, 9], 9)
+    assert not peer.node.is_installing
 
 
 def test_b20_two_snapshots_in_one_turn_are_one_install() -> None:
