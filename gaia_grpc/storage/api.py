@@ -134,7 +134,7 @@ class SnapshotStore(Protocol):
         ...
 
     def create(self, meta: SnapshotMeta) -> SnapshotWriter:
-        """Begins a snapshot of this peer's own state."""
+        """Begins a snapshot of this peer's own state; raises like `SnapshotWriter.write`."""
         ...
 
     def open(self, meta: SnapshotMeta) -> SnapshotReader:
@@ -142,7 +142,10 @@ class SnapshotStore(Protocol):
         ...
 
     def incoming(self, meta: SnapshotMeta, size_bytes: int, sha256: bytes) -> IncomingSnapshot:
-        """Begins a transfer, or goes on with an interrupted one of the same snapshot."""
+        """Begins a transfer, or goes on with an interrupted one of the same snapshot.
+
+        Shuts out one that is still open. Raises like `SnapshotWriter.write`.
+        """
         ...
 
     def promote(self, meta: SnapshotMeta) -> None:

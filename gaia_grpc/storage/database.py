@@ -36,8 +36,7 @@ APPLICATION_ID = 0x47414941
 JOURNAL_LIMIT_BYTES = 64 * 1024 * 1024
 """A journal that grew beyond this (one huge transaction) is cut back at its next reset."""
 
-INCREMENTAL = 2
-"""What `PRAGMA auto_vacuum` answers for a database that can shrink."""
+_INCREMENTAL = 2
 
 _PRAGMAS = (
     "PRAGMA locking_mode=EXCLUSIVE",
@@ -191,6 +190,25 @@ class Database:
             self.connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         except sqlite3.Error as error:
             raise self._fail(error, "checkpointing") from error
+
+    def free_pages(self) -> int:
+        """Pages that `shrink` could give back; 0 for a database that was created without it."""
+        try:
+            (mode,) = self.connection.execute("PRAGMA auto_vacuum").fetchone()
+            (free,) = self.connection.execute("PRAGMA freelist_count").fetchone()
+        except sqlite3.Error as error:
+            raise self._fail(error, "counting free pages") from error
+        return int(free) if mode == _INCREMENTAL else 0
+
+    def shrink(self, pages: int) -> None:
+        """Cuts free pages off the file, in a transaction of its own; raises like one."""
+        if self._failed is not None:
+            raise self._failed
+        try:
+            # `execute` would stop after the first page: each one is a row without columns.
+            self.connection.executescript(f"PRAGMA incremental_vacuum({pages})")
+        except sqlite3.Error as error:
+            raise self._fail(error, "giving space back") from error
 
     def abandon(self) -> None:
         """Closes after a refused start; its reason must not be hidden by a second error."""

@@ -44,7 +44,7 @@ from gaia_grpc.raft.types import (
     Term,
     WriteBatch,
 )
-from gaia_grpc.storage.database import INCREMENTAL, Database, translate
+from gaia_grpc.storage.database import Database, translate
 from gaia_grpc.storage.rows import base_crc, damaged, entry_crc, hard_state_crc
 from gaia_grpc.storage.snapshots import FileSnapshotStore, choose_snapshot
 from gaia_grpc.storage.wal_check import Mark
@@ -58,9 +58,9 @@ FORCE_PAGES = 8 * MAINTAIN_PAGES
 REMOVE_ROWS = 512
 REMOVE_BYTES = 1024 * 1024
 """One step of `maintain` removes up to this much rubbish: a millisecond or two."""
-KEEP_FREE_PAGES = 1024
-VACUUM_PAGES = 256
-"""Free pages beyond 4 MB go back to the file system, 1 MB a step."""
+KEEP_FREE_PAGES = 16 * 1024
+VACUUM_PAGES = 64
+"""Free pages beyond 64 MB go back to the file system, 256 kB a step; the rest is used again."""
 
 _INSERT = "INSERT INTO entries(log_index, term, kind, number, data, crc) VALUES (?,?,?,?,?,?)"
 _DELETE = "DELETE FROM entries WHERE log_index >= ?"
@@ -372,14 +372,11 @@ class SqliteLog:
         self._vacuum = self._vacuum or rows > 0
 
     def _give_space_back(self) -> None:
-        with self._database.transaction("giving space back") as connection:
-            (free,) = connection.execute("PRAGMA freelist_count").fetchone()
-            (mode,) = connection.execute("PRAGMA auto_vacuum").fetchone()
-            self._vacuum = mode == INCREMENTAL and free > KEEP_FREE_PAGES
-            if self._vacuum:
-                pages = min(VACUUM_PAGES, free - KEEP_FREE_PAGES)
-                connection.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
-                self._pages += 2 * pages
+        excess = self._database.free_pages() - KEEP_FREE_PAGES
+        self._vacuum = excess > 0
+        if self._vacuum:
+            self._database.shrink(min(VACUUM_PAGES, excess))
+            self._pages += 2 * VACUUM_PAGES
 
     def _checkpoint(self) -> None:
         self._database.checkpoint()
