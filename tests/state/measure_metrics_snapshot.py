@@ -1,8 +1,8 @@
 """Measures snapshots of metrics by hand: `python -m tests.state.measure_metrics_snapshot`. No test.
 
 1,000 students in 3 apps with 5 types each, their windows full, all sequences remembered, and
-100,000 alert events. Times are CPU. `--hot-path` measures only the apply of batches without a snapshot, to compare two
-versions side by side.
+100,000 alert events. Times are CPU. `--hot-path` measures only the apply of batches without a
+snapshot, to compare two versions side by side.
 """
 
 from __future__ import annotations

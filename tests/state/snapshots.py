@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from gaia.metrics.v1 import metrics_pb2
 
-from gaia_grpc.state import sources, window_codec
+from gaia_grpc.state import alert_log, sources, window_codec
 from gaia_grpc.state.machine import StateMachine
 from gaia_grpc.state.restore import SnapshotDecoder
 from tests.state.lessons import Lesson
@@ -83,6 +83,7 @@ def make_tiny_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window_codec, "PIECE_METRICS", 3)
     monkeypatch.setattr(window_codec, "SERIES_COST", 1)
     monkeypatch.setattr(sources, "PIECE_BYTES", 32)
+    monkeypatch.setattr(alert_log, "EVENTS_PER_RECORD", 2)
 
 
 def mixed_log(seed: int, steps: int = 300) -> Lesson:

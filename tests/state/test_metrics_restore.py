@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
@@ -15,6 +16,8 @@ from gaia_grpc.errors import StorageDamagedError
 from gaia_grpc.state import sources, timelines
 from gaia_grpc.state.restore import _varint
 from gaia_grpc.state.snapshot_codec import varint
+from gaia_grpc.state.window_codec import decode_window, encode_window, take_in
+from gaia_grpc.state.windows import StudentWindow
 from tests.state.lessons import Lesson
 from tests.state.snapshots import make_tiny_pieces, mixed_log, restored, whole_snapshot
 
@@ -234,6 +237,8 @@ def test_records_that_no_table_wrote_are_refused(monkeypatch: pytest.MonkeyPatch
         damage.changed(first_window, lambda window: grow(window.series[0], 2**31 - 1)),
         damage.changed(first_window, lambda window: grow(window.series[0], -1)),
         damage.without(events[0]),
+        damage.without(events[1]),
+        damage.twice(events[1]),
         damage.changed(events[0], lambda found: setattr(found, "first_sequence", -7)),
         damage.changed(events[0], lambda found: setattr(found.events[0], "alert_number", 999)),
         damage.twice(damage.records("alert")[0]),
@@ -251,6 +256,22 @@ def test_records_that_no_table_wrote_are_refused(monkeypatch: pytest.MonkeyPatch
             continue
         accepted.append(number)
     assert not accepted
+
+
+def test_pieces_of_a_window_in_another_order_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tiny_pieces(monkeypatch)
+    window = StudentWindow("", ("ana", "math"))
+    window.add("keypress", list(range(15)), array("q", range(15)), cut_ms=-1)
+    first, *pieces = map(metrics_record_pb2.WindowRecord.FromString, encode_window(window))
+    assert len(pieces) == 4
+    decoded = decode_window(first)
+    for piece in pieces:
+        take_in(decoded, piece)
+    assert decoded.series["keypress"].times == window.series["keypress"].times
+    assert decoded.series["keypress"].values == window.series["keypress"].values
+    assert decoded.accepted_total == 15
+    with pytest.raises(ValueError, match="out of order"):
+        take_in(decoded, pieces[1])
 
 
 EPOCH_OF_NOTHING = metrics_record_pb2.EpochRecord(epoch=77, kept=0)
