@@ -104,3 +104,36 @@ def test_an_entry_that_does_not_continue_the_log_is_refused(bad: Entry) -> None:
 ])  # fmt: skip
 def test_up_to_date(own: list[int], other: tuple[int, int], expected: bool) -> None:
     assert build(own, 0)[0].is_up_to_date(Index(other[0]), Term(other[1])) is expected
+
+
+@given(TERMS, st.integers(0, 3), st.integers(0, 12))
+def test_compaction_changes_nothing_behind_its_end(terms: list[int], base: int, count: int) -> None:
+    log, model = build(terms, base)
+    end = min(base + count, base + len(terms))
+    term = log.term_at(end)
+    log.compact(Index(end))
+    assert log.base == EntryId(term, Index(end))
+    assert (log.first_index, log.last_index) == (end + 1, base + len(terms))
+    for index in range(base + len(terms) + 2):
+        expected = model[index].term if index in model and index >= end else 0
+        assert log.term_at(index) == (term if index == end else expected)
+    assert log.slice(0, 99) == tuple(model[index] for index in sorted(model) if index > end)
+
+
+@pytest.mark.parametrize("index", [1, 6])
+def test_compaction_outside_the_log_is_refused(index: int) -> None:
+    log, _ = build([1, 1, 2], base=2)
+    with pytest.raises(InvariantError, match=f"compacting 2..5 up to {index}"):
+        log.compact(Index(index))
+
+
+@given(TERMS, st.integers(0, 3), st.integers(1, 20))
+def test_a_log_that_is_replaced_begins_anew(terms: list[int], base: int, index: int) -> None:
+    log, _ = build(terms, base)
+    log.replace(EntryId(Term(4), Index(index)))
+    assert (log.first_index, log.last_index, log.last_term) == (index + 1, index, 4)
+    assert log.slice(0, 99) == ()
+    assert log.matches(Index(index), Term(4))
+    assert not log.matches(Index(index - 1), Term(4))
+    log.append((entry(4, index + 1),))
+    assert log.last_index == index + 1
