@@ -86,7 +86,7 @@ def test_a_snapshot_taken_while_commands_are_applied_is_that_of_its_index(
     name: str, records: int
 ) -> None:
     expected = [whole_snapshot(StateMachine()), *(snapshot for _, snapshot in history(name))]
-    step_size = 11 if records == 1 else 17
+    step_size = 23 if records == 1 else 37
     for first in range(0, len(log(name)), step_size):
         assert check_while_applying(name, first, records, expected) >= 1
 
@@ -101,14 +101,14 @@ def test_pieces_of_a_window_that_changes_between_them(monkeypatch: pytest.Monkey
         step(machine, entry)
         expected.append(whole_snapshot(machine))
     assert sum(map(len, expected)) > usual
-    for first in range(0, len(expected) - 1, 13):
+    for first in range(0, len(expected) - 1, 29):
         check_while_applying(name, first, 2, expected)
 
 
 @pytest.mark.parametrize("name", LOGS)
 def test_a_restored_machine_goes_on_as_if_it_never_was(name: str) -> None:
     entries, seen = log(name), history(name)
-    for first in range(1, len(entries), 13):
+    for first in range(1, len(entries), 31):
         machine = restored(seen[first - 1][1], cut=1_000)
         assert whole_snapshot(machine) == seen[first - 1][1]
         assert machine.next_due_ms() == seen[first - 1][0].next_due_ms
