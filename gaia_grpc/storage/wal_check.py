@@ -12,13 +12,13 @@ flipped bit in the middle, behind which acknowledged commits lie. Two independen
   an acknowledged commit is gone. It covers process kills, where the page cache survives.
 
 What neither sees: a power loss, and damage to the journal frames of exactly the last commit before
-it, while the mark of that commit was still in the page cache (the kernel writes it back within about
-30 s; a clean stop syncs it). Then this commit looks like one that was torn before its fsync returned,
-and it is dropped: this peer forgets one acknowledged write, be it a vote or entries. To lose a
-committed entry, the peers that hold the other copies must be away as well while this one takes part
-in an election. Only a second durable write after each commit could tell the two apart, and it would
-double what a commit costs (0.25 ms measured); etcd and SQLite draw the line at the same place.
-`tests/storage/test_damage.py` pins it: without the mark nothing but the last commit is ever missing.
+it, while the mark of that commit was still in the page cache (the kernel writes it back within some
+30 s; a clean stop syncs it). Then this commit looks like one that was torn before its fsync
+returned, and it is dropped: this peer forgets one acknowledged write, be it a vote or entries. To
+lose a committed entry that way, the peers with the other copies must be away as well while this one
+takes part in an election. Only a second durable write after each commit could tell the two apart,
+and it would double what a commit costs. `tests/storage/test_damage.py` pins the limit: without the
+mark nothing but the last commit is ever missing.
 """
 
 from __future__ import annotations

@@ -237,7 +237,9 @@ def test_a_lost_journal_is_noticed(directory: Path) -> None:
         ("DROP TABLE entries", "no such table"),
     ],
 )
-def test_b21_damaged_rows_say_what_and_what_to_do(directory: Path, damage: str, message: str) -> None:
+def test_b21_damaged_rows_say_what_and_what_to_do(
+    directory: Path, damage: str, message: str
+) -> None:
     opened = DataDirectory.open(directory, N1)
     for index in range(1, 4):
         entry = Entry(Term(1), Index(index), EntryKind.COMMAND, b"command")

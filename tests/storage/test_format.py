@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sqlite3
+import zlib
 from pathlib import Path
 
-from gaia_grpc.raft.types import Entry, EntryKind, HardState, Index, NodeId, Term, WriteBatch
+import pytest
+
+from gaia_grpc.errors import StorageDamagedError
+from gaia_grpc.raft.types import (
+    Entry,
+    EntryKind,
+    HardState,
+    Index,
+    NodeId,
+    SnapshotMeta,
+    Term,
+    WriteBatch,
+)
 from gaia_grpc.storage.directory import DATABASE_NAME, DataDirectory
+from gaia_grpc.storage.files import SystemFiles
 from gaia_grpc.storage.rows import base_crc, entry_crc, hard_state_crc, meta_crc
+from gaia_grpc.storage.snapshots import FileSnapshotStore
 from gaia_grpc.storage.wal_check import Mark
 
 SCHEMA = {
@@ -62,6 +79,46 @@ def test_file_layout(directory: Path) -> None:
         connection.close()
     names = {file.name for file in directory.iterdir()}
     assert names == {"lock", "raft.db", "acknowledged.mark", "snapshots"}
+
+
+def test_bytes_of_a_snapshot(tmp_path: Path) -> None:
+    meta = SnapshotMeta(Index(7), Term(3), b"members")
+    store = FileSnapshotStore(SystemFiles(tmp_path), block_bytes=4)
+    writer = store.create(meta)
+    writer.write(b"content")
+    info = writer.commit()
+    (name,) = os.listdir(tmp_path)
+    assert name == "snapshot-00000000000000000007-00000000000000000003.gaia"
+    header = (
+        b"GAIASNAP"
+        + (1).to_bytes(4, "big")
+        + (4).to_bytes(4, "big")
+        + b"".join(number.to_bytes(8, "big") for number in (7, 3, 7))
+        + hashlib.sha256(b"content").digest()
+        + (7).to_bytes(4, "big")
+        + b"members"
+    )
+    assert (tmp_path / name).read_bytes() == (
+        header
+        + zlib.crc32(header).to_bytes(4, "big")
+        + b"cont"
+        + zlib.crc32(b"cont", 0).to_bytes(4, "big")
+        + b"ent"
+        + zlib.crc32(b"ent", 1).to_bytes(4, "big")
+    )
+    assert FileSnapshotStore(SystemFiles(tmp_path)).latest() == info
+
+
+def test_a_snapshot_of_another_format_is_refused(tmp_path: Path) -> None:
+    store = FileSnapshotStore(SystemFiles(tmp_path))
+    store.create(SnapshotMeta(Index(7), Term(3), b"")).commit()
+    (name,) = os.listdir(tmp_path)
+    data = bytearray((tmp_path / name).read_bytes())
+    data[8:12] = (2).to_bytes(4, "big")
+    data[-4:] = zlib.crc32(data[:-4]).to_bytes(4, "big")
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(StorageDamagedError, match="snapshot format 2, this version reads 1 only"):
+        FileSnapshotStore(SystemFiles(tmp_path))
 
 
 def test_bytes_of_the_mark(directory: Path) -> None:
