@@ -35,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=FIRST_SEED, help="the first seed")
     parser.add_argument("--run-seconds", type=float, default=RUN_SECONDS, help="faults a run")
     parser.add_argument("--kind", action="append", help="only these kinds of faults")
+    parser.add_argument(
+        "--snapshots", action=argparse.BooleanOptionalAction, help="peers snapshot all the time"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="what failed runs leave")
     parser.add_argument("--bug", choices=sorted(BUGS), help="peers with a bug: runs must fail")
     chosen = parser.parse_args(arguments)
@@ -63,7 +66,9 @@ def _one(seed: int, chosen: argparse.Namespace, total: Total) -> None:
     try:
         directory.mkdir(parents=True)
         program = PROGRAM if chosen.bug is None else broken_program(chosen.bug)
-        run = Run(seed, chosen.run_seconds, kinds=chosen.kind, program=program)
+        run = Run(
+            seed, chosen.run_seconds, kinds=chosen.kind, program=program, snapshots=chosen.snapshots
+        )
         outcome = asyncio.run(run.execute(directory))
     except Exception as error:
         traceback.print_exception(error, file=sys.stdout)

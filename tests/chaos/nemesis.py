@@ -9,19 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gaia_grpc.testing.disk import small_disk_missing, strace_missing
-from tests.chaos.faults import (
-    ALL_FAULTS,
-    BACKGROUND_FAULTS,
-    NETWORK_FAULTS,
-    PROCESS_FAULTS,
-    SYNC_FAULTS,
-    Fault,
-    Flip,
-    FullDisk,
-    Stage,
-)
+from tests.chaos.disk_faults import SYNC_FAULTS, Flip, FullDisk
+from tests.chaos.faults import BACKGROUND_FAULTS, NETWORK_FAULTS, PROCESS_FAULTS, Fault, Stage
 
 MAX_FAULTS = 200
+ALL_FAULTS: tuple[type[Fault], ...] = (
+    *PROCESS_FAULTS, *NETWORK_FAULTS, *BACKGROUND_FAULTS, *SYNC_FAULTS, FullDisk, Flip,
+)  # fmt: skip
 BY_KIND: dict[str, type[Fault]] = {fault.kind: fault for fault in ALL_FAULTS}
 
 

@@ -39,6 +39,7 @@ from tests.chaos.streams import Listener, Source
 from tests.chaos.witness import (
     Check,
     check_answers,
+    check_effects,
     check_places,
     check_reads,
     check_real_time,
@@ -333,6 +334,7 @@ class Run:
             checks += [
                 check_answers(history, replayed),
                 check_reads(history, record, replayed, initial),
+                check_effects(history, record, replayed),
             ]
         orderly = Check("orderly end", detail=f"exit codes {dict(exits)}")
         orderly.violations += [f"{node} ended with {code}" for node, code in exits.items() if code]

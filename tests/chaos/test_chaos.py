@@ -26,7 +26,12 @@ DISKS = ("kill all", "terminate", "slow fsync", "failed fsync", "full disk", "fl
 
 
 async def run_once(
-    seed: int, kinds: Sequence[str], directory: Path, *, bug: str | None = None
+    seed: int,
+    kinds: Sequence[str],
+    directory: Path,
+    *,
+    snapshots: bool = False,
+    bug: str | None = None,
 ) -> Outcome:
     """One run; of kinds that this machine can't inject, the others."""
     possible = {fault.kind for fault in possible_faults()[0]}
@@ -34,7 +39,9 @@ async def run_once(
     program = PROGRAM if bug is None else broken_program(bug)
     await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
     seconds = FAULT_SECONDS if bug is None else BROKEN_SECONDS
-    return await Run(seed, seconds, kinds=chosen, program=program).execute(directory)
+    return await Run(seed, seconds, kinds=chosen, program=program, snapshots=snapshots).execute(
+        directory
+    )
 
 
 @pytest.mark.parametrize(
@@ -44,9 +51,10 @@ async def test_histories_under_faults_are_what_was_promised(
     seed: int, kinds: Sequence[str]
 ) -> None:
     directory = RESULTS / f"test-seed-{seed}"
-    outcome = await run_once(seed, kinds, directory)
+    snapshots = kinds is NETWORK  # the other run knows the whole log
+    outcome = await run_once(seed, kinds, directory, snapshots=snapshots)
     if outcome.is_void:  # nothing is wrong, but a fault met nobody: another seed
-        outcome = await run_once(seed + 1, kinds, directory)
+        outcome = await run_once(seed + 1, kinds, directory, snapshots=snapshots)
     text = describe(outcome)
     await asyncio.to_thread((directory / "report.txt").write_text, text, encoding="utf-8")
     assert outcome.passed, f"history, logs and report are in {directory}\n{text}"

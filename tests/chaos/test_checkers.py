@@ -32,6 +32,7 @@ from tests.chaos.streams import Received
 from tests.chaos.witness import (
     Check,
     check_answers,
+    check_effects,
     check_places,
     check_reads,
     check_real_time,
@@ -70,27 +71,27 @@ class Story:
         self.record = LogRecord()
         self.history = History()
         self.machine = StateMachine()
-        self._add(found_cluster=command_pb2.FoundCluster(cluster_id="c1"))
-        self._add(
+        self.add(found_cluster=command_pb2.FoundCluster(cluster_id="c1"))
+        self.add(
             "s",
             register_session=command_pb2.RegisterSession(
                 name="w", specialty="general", max_concurrent_tasks=3
             ),
         )
         spec = command_pb2.TaskSpec(task_type="job", payload=b"p1", affinity="general")
-        self._add("e", enqueue_tasks=command_pb2.EnqueueTasks(tasks=[spec]))
+        self.add("e", enqueue_tasks=command_pb2.EnqueueTasks(tasks=[spec]))
         self.task_id = "t-000000000001"
         self._call("enqueue_task", "p1", {"payload": "p1"}, {"task_id": self.task_id}, "e")
         session_id = "s-000000000001"
         claim = command_pb2.ClaimTasks(session_id=session_id, max_tasks=1)
-        self._add("k", claim_tasks=claim)
+        self.add("k", claim_tasks=claim)
         self._call("claim_tasks", "job", {}, {"tasks": [[self.task_id, 1]]}, "k")
         for value in ("v1", "v2"):
             extend = command_pb2.ExtendClaim(
                 task_id=self.task_id, claim_token=1, session_id=session_id,
                 checkpoint=value.encode(),
             )  # fmt: skip
-            self._add(extend_claim=extend)
+            self.add(extend_claim=extend)
             told = {"checkpoint": value, "claim_token": 1}
             answer = {"task_id": self.task_id, "claim_token": 1}
             self._call("extend_claim", self.task_id, told, answer)
@@ -98,14 +99,14 @@ class Story:
             self.read = call("get_task", self.task_id, self.now + 0.6, answer=seen)
             self.history.add(self.read)
         change = cluster_pb2.SettingChange(name=SETTING, value="7s")
-        self._add("u", update_settings=command_pb2.UpdateSettings(changes=[change]))
+        self.add("u", update_settings=command_pb2.UpdateSettings(changes=[change]))
         self._call("update_settings", SETTING, {"value": 7000}, {"version": 1, "value": 7000}, "u")
 
     @property
     def now(self) -> float:
         return float(2 * self.record.last_index)
 
-    def _add(self, request_id: str = "", **body: Any) -> None:
+    def add(self, request_id: str = "", **body: Any) -> None:
         command = command_pb2.Command(request_id=request_id, elapsed_ms=1, wall_ms=1, **body)
         data = command.SerializeToString()
         index = self.record.last_index + 1
@@ -136,6 +137,7 @@ class Story:
             check_answers(self.history, replayed),
             check_reads(self.history, self.record, replayed, (0, 30_000)),
             check_linearizable(self.history, (0, 30_000)),
+            check_effects(self.history, self.record, replayed),
         ]
         return {check.name: check for check in found}
 
@@ -196,6 +198,17 @@ def test_a_read_from_the_future_is_found() -> None:
     checks = story.checks()
     fails(checks["reads"])
     fails(checks["linearizability"])
+
+
+def test_a_checkpoint_that_is_stored_twice_around_another_is_found() -> None:
+    story = Story()
+    again = command_pb2.ExtendClaim(
+        task_id=story.task_id, claim_token=1, session_id="s-000000000001", checkpoint=b"v1"
+    )
+    story.add(extend_claim=again)
+    fails(story.checks()["effects once"], "'v1') was stored at", "again at")
+    story.history.add(story.of("extend_claim")[0])  # the client itself asked twice: so be it
+    passes(story.checks()["effects once"])
 
 
 def test_a_committed_entry_that_changes_is_found() -> None:

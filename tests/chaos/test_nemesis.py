@@ -12,9 +12,9 @@ import pytest
 from gaia_grpc.testing.disk import FlippedBytes
 from gaia_grpc.testing.injured import InjuredCluster
 from tests.chaos.__main__ import main
-from tests.chaos.faults import ALL_FAULTS, Fault, Stage
+from tests.chaos.faults import Fault, Stage
 from tests.chaos.history import Outcome as CallOutcome
-from tests.chaos.nemesis import BY_KIND, Injected, Nemesis, Plan, Step, draw_plan
+from tests.chaos.nemesis import ALL_FAULTS, BY_KIND, Injected, Nemesis, Plan, Step, draw_plan
 from tests.chaos.report import Total, describe
 from tests.chaos.run import Outcome
 from tests.chaos.witness import Check

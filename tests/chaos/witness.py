@@ -9,6 +9,7 @@ ended, then the log is a linearization.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -198,6 +199,38 @@ def check_reads(
                 f"[{call}] saw {seen}, not one of {allowed} of indexes {floor} to {ceiling}"
             )
     check.detail = f"{len(reads)} reads"
+    return check
+
+
+def check_effects(history: History, record: LogRecord, replayed: Replay) -> Check:
+    """A checkpoint that was asked for once is not stored again after a later one (B19).
+
+    A peer may propose a command twice where it lost its leader in between. Most are recognised by
+    their request_id; those without one must not undo what came between.
+    """
+    check = Check("effects once")
+    asked = Counter(identity_of(call) for call in history.of("extend_claim"))
+    stored: dict[str, list[tuple[int, Identity]]] = {}
+    for index, result in sorted(replayed.results.items()):
+        command = record.command(index)
+        if command is None or command.WhichOneof("body") != "extend_claim":
+            continue
+        if result.HasField("tasks") and not result.repeated_from_index:
+            extend = command.extend_claim
+            identity = ("extend", extend.task_id, extend.claim_token, extend.checkpoint.decode())
+            stored.setdefault(extend.task_id, []).append((index, identity))
+    for task_id, effects in stored.items():
+        before: dict[Identity, int] = {}
+        last: Identity | None = None
+        for index, identity in effects:
+            if identity in before and identity != last and asked[identity] == 1:
+                check.violations.append(
+                    f"{task_id}: {identity} was stored at {before[identity]} and, after others, "
+                    f"again at {index}"
+                )
+            before[identity] = index
+            last = identity
+    check.detail = f"{sum(map(len, stored.values()))} checkpoints"
     return check
 
 
