@@ -79,7 +79,8 @@ class Abdication:
     def on_tick(self) -> None:
         """Acts once the disk has stalled; as a follower, only tells that it has."""
         engine = self._engine
-        stalled = engine.disk.stalled
+        # A full disk answers: its peer refuses writes, and serves again when there is space.
+        stalled = engine.disk.stalled and not engine.disk_full
         if stalled is not self._was_stalled:
             self._was_stalled = stalled
             log.warning("disk_stalled" if stalled else "disk_works_again")

@@ -141,6 +141,8 @@ class Snapshots:
         making = asyncio.create_task(self._make(meta, encoder), name="snapshot")
         self._making = making
         making.add_done_callback(self._made)
+        # Also where it was cancelled before its first step.
+        making.add_done_callback(lambda _: encoder.close())
         return making
 
     def _made(self, making: asyncio.Task[SnapshotSummary | None]) -> None:

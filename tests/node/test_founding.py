@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import structlog
 
+from gaia_grpc.config import StorageConfig
 from gaia_grpc.errors import InvariantError, StartupError, UnavailableError
 from gaia_grpc.node import founding
 from gaia_grpc.node.members import (
@@ -23,7 +24,13 @@ from gaia_grpc.node.members import (
 from gaia_grpc.raft.types import Index, NodeId
 from gaia_grpc.transport.api import Hello, IdentifyRequest, IdentifyResponse
 from gaia_grpc.transport.memory import MemoryTransport
-from tests.support.local_cluster import LocalCluster, change_setting, read_setting, running
+from tests.support.local_cluster import (
+    LocalCluster,
+    change_setting,
+    read_setting,
+    running,
+    until,
+)
 
 
 @pytest.fixture
@@ -241,3 +248,35 @@ async def test_restarted_peer_is_found_at_its_new_client_address(cluster: LocalC
     addresses = {member.node_id: member.client_address for member in driver.status().members}
     assert addresses["n1"] == "127.0.0.1:9"
     assert driver.inbound.hello(NodeId("n9")).to_peer_uuid == ""
+
+
+async def test_founding_peer_that_comes_when_the_founding_is_compacted_joins(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It never promised anything, and the configuration names its very data directory."""
+    cluster.storage = StorageConfig(snapshot_every_entries=20, snapshot_keep_entries=0)
+    deaf = asyncio.Event()
+    ask = MemoryTransport.identify
+
+    async def identify(
+        self: MemoryTransport, peer: NodeId, request: IdentifyRequest, timeout_s: float
+    ) -> IdentifyResponse:
+        if request.node_id == "n3" and not deaf.is_set():
+            raise UnavailableError("not yet")
+        return await ask(self, peer, request, timeout_s)
+
+    monkeypatch.setattr(MemoryTransport, "identify", identify)
+    late = asyncio.create_task(cluster.start("n3"))
+    await cluster.start("n1", "n2")
+    leader = await cluster.leader()
+    for number in range(50):
+        await cluster.drivers[leader].propose(
+            change_setting("task.max_retries", str(1 + number % 9), f"r{number}"), timeout_s=5
+        )
+    for name in ("n1", "n2"):
+        await until(lambda name=name: cluster.drivers[name].status().first_log_index > 2)  # type: ignore[misc]  # bound
+    deaf.set()
+    await late
+    await cluster.agree()
+    assert cluster.drivers["n3"].status().snapshot_index > 2
+    assert await read_setting(cluster.drivers["n3"], "task.max_retries") == "5"

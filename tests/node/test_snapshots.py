@@ -15,10 +15,13 @@ from gaia_grpc.errors import (
     GaiaError,
     StorageDamagedError,
     StorageFailedError,
+    StorageFullError,
     UnavailableError,
 )
+from gaia_grpc.node import snapshots as snapshots_module
 from gaia_grpc.node.driver import NodeDriver
 from gaia_grpc.node.restoring import Restorer
+from gaia_grpc.node.topics import TopicBoard
 from gaia_grpc.raft.effects import RoleName
 from gaia_grpc.raft.types import Index
 from gaia_grpc.state.machine import StateMachine
@@ -304,3 +307,46 @@ async def test_follower_that_restores_answers_heartbeats_meanwhile(
         await starting
         await cluster.agree()
         assert await count_tasks(cluster.drivers[slow]) == 80
+
+
+async def test_no_space_for_a_snapshot_costs_nothing_but_the_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots_module, "_FULL_PAUSE_MS", 50)
+    cluster = LocalCluster(tmp_path, ("n1",))
+    cluster.storage = SMALL
+    async with running(cluster):
+        await cluster.leader()
+        driver = cluster.drivers["n1"]
+        refused = 0
+
+        def full(self: snapshot_handles.Writer, data: bytes) -> None:
+            nonlocal refused
+            refused += 1
+            raise StorageFullError("no space left")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(snapshot_handles.Writer, "write", full)
+            await enqueue_some(cluster, "n1", 70)
+            await until(lambda: refused >= 2)
+            with pytest.raises(UnavailableError):
+                await driver.take_snapshot(timeout_s=1)
+            assert driver.status().writable
+            assert driver.status().first_log_index == 1
+        await until(lambda: driver.status().first_log_index > 1)
+        assert not list((tmp_path / "n1" / "snapshots").glob("*.tmp"))
+
+
+async def test_watch_by_topic_wakes_when_a_snapshot_replaces_the_state() -> None:
+    board = TopicBoard()
+    board.touch(["a"])
+    seen = {topic: board.version(topic) for topic in ("a", "b")}
+    waits = [asyncio.create_task(board.wait(topic, version, 5)) for topic, version in seen.items()]
+    await asyncio.sleep(0)
+    board.touch_all()
+    versions = await asyncio.gather(*waits)
+    assert all(version > seen[topic] for version, topic in zip(versions, seen, strict=True))
+    assert board.waiting == 0
+    again = board.version("a")
+    board.touch(["a"])
+    assert board.version("a") > again
