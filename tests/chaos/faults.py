@@ -32,10 +32,11 @@ class Stage:
     unhealthy: set[str] = field(default_factory=set)
     """Peers that take no part now; the word `quorum` where no majority is well."""
 
-    def followers(self) -> list[str]:
-        """Peers that do not lead."""
+    def leader_and_follower(self) -> tuple[str, str]:
+        """The leader and one of the others."""
         leader = self.leader()
-        return [node_id for node_id in self.cluster.node_ids if node_id != leader]
+        others = [node_id for node_id in self.cluster.node_ids if node_id != leader]
+        return leader, self.draw.choice(others)
 
     def leader(self) -> str:
         """The leader; any peer where none answers."""
@@ -154,7 +155,7 @@ class Terminate(Fault):
 
 
 class Replace(Fault):
-    """A machine is lost with its disk; a new one joins under its name, as a learner first."""
+    """A machine is lost with its disk; a new one joins under its name; then the others restart."""
 
     kind = "replaced machine"
     hold_s = (0.1, 0.5)
@@ -170,8 +171,12 @@ class Replace(Fault):
         self.replaced = self.cluster.status(self.target).peer_uuid != before
 
     def heal(self) -> None:
-        self.cluster.wait_ready(READY_TIMEOUT_S)
-        self.stage.unhealthy.clear()
+        # The others reach it at the address that it was added with; from their next start on
+        # through their own proxies to it, without which no later cut would meet it.
+        for node_id in self.cluster.node_ids:
+            if node_id != self.target:
+                self.cluster.terminate(node_id, EXIT_TIMEOUT_S)
+                self.start_again(node_id)
 
     def evidence(self) -> str:
         return "voter with a new peer_uuid" if self.replaced else ""
@@ -285,8 +290,7 @@ class CutPair(Cut):
 
     def ways(self) -> list[tuple[str, str]]:
         # Followers say nothing to each other: without the leader nothing would be held up.
-        first = self.stage.leader()
-        second = self.stage.draw.choice(self.stage.followers())
+        first, second = self.stage.leader_and_follower()
         self.target = f"{first}|{second}"
         return [(first, second), (second, first)]
 
@@ -297,8 +301,7 @@ class OneWay(Cut):
     kind = "one-way pair"
 
     def ways(self) -> list[tuple[str, str]]:
-        pair = [self.stage.leader(), self.stage.draw.choice(self.stage.followers())]
-        first, second = self.stage.draw.sample(pair, 2)
+        first, second = self.stage.draw.sample(self.stage.leader_and_follower(), 2)
         self.target = f"{first}>{second}"
         return [(first, second)]
 

@@ -76,14 +76,15 @@ def possible_faults() -> tuple[list[type[Fault]], list[str]]:
     return possible, skipped
 
 
-def draw_plan(seed: int, seconds: float, kinds: Sequence[str]) -> Plan:
+def draw_plan(seed: int, seconds: float, kinds: Sequence[str], *, swarm: bool = True) -> Plan:
     """The same seed, length and kinds always give the same plan.
 
-    A seed leaves out some kinds (swarm testing), so that the others come more often; the kinds that
-    are left come in shuffled rounds, so that none is forgotten.
+    A seed leaves out some kinds (`swarm`), so that the others come more often; the kinds that are
+    left come in shuffled rounds, so that none is forgotten.
     """
     draw = random.Random(f"nemesis {seed}")
-    chosen = [kind for kind in sorted(kinds) if draw.random() < 0.75] or sorted(kinds)
+    left = [kind for kind in sorted(kinds) if draw.random() < 0.75]
+    chosen = left if swarm and left else sorted(kinds)
     steps: dict[bool, list[Step]] = {False: [], True: []}
     for background, lane in steps.items():
         members = [kind for kind in chosen if BY_KIND[kind].background is background]

@@ -135,7 +135,7 @@ class Run:
         possible, _ = possible_faults()
         names = [fault.kind for fault in possible]
         self.seconds = seconds
-        self.plan = draw_plan(seed, seconds, names if kinds is None else kinds)
+        self.plan = draw_plan(seed, seconds, kinds or names, swarm=kinds is None)
         self.history = History()
         self.record = LogRecord()
         self._draw = random.Random(f"run {seed}")
