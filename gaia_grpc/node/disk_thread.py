@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from gaia_grpc.errors import UnavailableError
+from gaia_grpc.errors import StorageFailedError, UnavailableError
 
 LOG_THREAD = "log-writer"
 SNAPSHOT_THREAD = "snapshot-files"
@@ -33,6 +33,7 @@ class DiskThread:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._ended = asyncio.Event()
+        self._waiting: set[asyncio.Future[object]] = set()
 
     async def run(self, work: Callable[[], _T]) -> _T:
         """The result of `work()`; cancelling gives up the wait only, not the work."""
@@ -45,11 +46,16 @@ class DiskThread:
             )
             self._thread.start()
         future: asyncio.Future[object] = loop.create_future()
+        self._waiting.add(future)
+        future.add_done_callback(self._waiting.discard)
         self._queue.put((work, future))
         return await future  # type: ignore[return-value]  # the future of this very work
 
     async def close(self, timeout_s: float) -> bool:
-        """Ends the thread once its work is done; False where that takes longer."""
+        """Ends the thread once its work is done; False where that takes longer.
+
+        Who waits for work gets `StorageFailedError` then: nobody may wait for a disk that hangs.
+        """
         self._closed = True
         self._queue.put(None)
         if self._thread is None:
@@ -58,6 +64,8 @@ class DiskThread:
             async with asyncio.timeout(timeout_s):
                 await self._ended.wait()
         except TimeoutError:
+            for future in list(self._waiting):
+                _settle(future, None, StorageFailedError("the disk does not answer"))
             return False
         return True
 

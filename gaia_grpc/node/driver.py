@@ -146,8 +146,11 @@ class NodeDriver:
         timeout_s = self._config.storage.disk_stall_ms / 1000
         peer = self.inbound.peer
         ended = peer is None or await peer.stop(timeout_s)
-        await self._transport.close()
+        # It lets transfers of snapshots finish what they do with a file, which may be never.
+        closing = asyncio.ensure_future(self._transport.close())
+        await asyncio.wait((closing,), timeout=timeout_s)
         ended = await self._disk.close(_THREAD_TIMEOUT_S) and ended
+        await closing
         if not ended:
             self.disk_hangs = True
             raise StorageFailedError(

@@ -7,6 +7,7 @@ new state is complete and takes the place of the old one in one step.
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +25,7 @@ from gaia_grpc.storage.api import SnapshotReader, SnapshotStore
 
 _SLICE_NS = 2_000_000
 _READ_BYTES = 256 << 10
-_MIN_PIECE_BYTES = 1 << 10
+_PIECE_BYTES = 4 << 10
 
 log = structlog.get_logger("gaia.node")
 
@@ -99,26 +100,39 @@ class Restorer:
 
     async def _read(self, reader: SnapshotReader) -> StateMachine:
         decoder = SnapshotDecoder()
-        offset, piece_bytes = 0, 16 << 10
+        offset = 0
         while data := await self._disk.run(partial(reader.read, offset, _READ_BYTES)):
             offset += len(data)
             start = 0
             while start < len(data):
-                piece = data[start : start + piece_bytes]
-                start += len(piece)
-                took_ns = self._timed(partial(decoder.feed, piece))
-                if took_ns > _SLICE_NS:
-                    piece_bytes = max(_MIN_PIECE_BYTES, piece_bytes // 2)
-                elif took_ns < _SLICE_NS // 2:
-                    piece_bytes = min(piece_bytes * 2, _READ_BYTES)
+                start = self._feed(decoder, data, start)
                 await asyncio.sleep(0)
         machine: list[StateMachine] = []
         self._timed(lambda: machine.append(decoder.finish()))
         return machine[0]
 
-    def _timed(self, work: Callable[[], None]) -> int:
+    def _feed(self, decoder: SnapshotDecoder, data: bytes, start: int) -> int:
+        """Feeds one slice of time from `start` on; returns how far it came."""
+
+        def feed() -> None:
+            nonlocal start
+            until_ns = time.perf_counter_ns() + _SLICE_NS
+            while start < len(data) and time.perf_counter_ns() < until_ns:
+                decoder.feed(data[start : start + _PIECE_BYTES])
+                start += _PIECE_BYTES
+
+        # All that is made here stays: to look through it again and again costs a third more.
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            self._timed(feed)
+        finally:
+            if enabled:
+                gc.enable()
+        return start
+
+    def _timed(self, work: Callable[[], None]) -> None:
         started_ns = time.perf_counter_ns()
         work()
         took_ns = time.perf_counter_ns() - started_ns
         self.longest_slice_ns = max(self.longest_slice_ns, took_ns)
-        return took_ns

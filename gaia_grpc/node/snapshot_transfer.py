@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from functools import partial
 
 import structlog
@@ -63,7 +64,8 @@ class OutgoingFile:
 
     async def close(self) -> None:
         """See `OutgoingSnapshot.close`."""
-        await self._disk.run(self._reader.close)
+        with suppress(UnavailableError):  # the peer has ended, and its files with it
+            await self._disk.run(self._reader.close)
 
 
 class SnapshotContent:
@@ -141,7 +143,8 @@ class IncomingFile:
 
     async def close(self) -> None:
         """See `SnapshotSink.close`."""
-        await self._disk.run(self._incoming.close)
+        with suppress(UnavailableError):  # the peer has ended, and its files with it
+            await self._disk.run(self._incoming.close)
 
 
 class SnapshotTransfer:

@@ -15,7 +15,8 @@ from gaia_grpc.config import StorageConfig
 from gaia_grpc.errors import StorageFailedError
 from gaia_grpc.node.disk_watch import DiskWatch
 from gaia_grpc.raft.effects import RoleName
-from gaia_grpc.raft.types import WriteBatch
+from gaia_grpc.raft.types import SnapshotMeta, WriteBatch
+from gaia_grpc.storage.api import SnapshotWriter
 from tests.support.local_cluster import LocalCluster, engine_of, enqueue, running, until, writing
 
 PATIENCE = StorageConfig(disk_stall_ms=300)
@@ -158,3 +159,31 @@ async def test_committed_by_the_others_and_never_durable_here(tmp_path: Path) ->
         await cluster.start(leader)
         await cluster.agree()
         assert cluster.drivers[leader].status(applied.index).state_hash == state_hash
+
+
+async def test_stop_ends_in_time_where_a_snapshot_file_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    async with stalling(tmp_path) as (cluster, _):
+        leader = await cluster.leader()
+        driver = cluster.drivers.pop(leader)
+        directory = cluster.directories.pop(leader)
+        create = directory.snapshots.create
+
+        def hang(meta: SnapshotMeta) -> SnapshotWriter:
+            gate.wait()
+            return create(meta)
+
+        monkeypatch.setattr(directory.snapshots, "create", hang)
+        taking = asyncio.create_task(driver.take_snapshot(timeout_s=20))
+        await asyncio.sleep(0.05)
+        try:
+            with pytest.raises(StorageFailedError, match="does not answer"):
+                async with asyncio.timeout(5):
+                    await driver.stop()
+        finally:
+            gate.set()
+        await asyncio.wait((taking,), timeout=5)
+        assert taking.done()
+        directory.close()
