@@ -19,7 +19,7 @@ from tests.chaos.run import Outcome, Run, broken_program
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
 
 FAULT_SECONDS = 13.0
-BROKEN_SECONDS = 7.0
+BROKEN_SECONDS = 9.0
 RESULTS = Path(".cache/chaos")
 NETWORK = ("kill", "pause", "isolate", "one-way out", "cut pair", "lost replies", "delay")
 DISKS = ("kill all", "terminate", "slow fsync", "failed fsync", "full disk", "flipped bytes")
@@ -63,7 +63,7 @@ async def test_histories_under_faults_are_what_was_promised(
 @pytest.mark.parametrize(
     ("bug", "kinds", "finders"),
     [
-        ("stale-reads", ("isolate", "pause"), ("linearizability", "reads")),
+        ("stale-reads", ("isolate",), ("linearizability", "reads")),
         ("early-ack", ("kill all",), ("log and state hash", "acked durability")),
     ],
 )
