@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from gaia_grpc.errors import invariant
+from gaia_grpc.errors import InvariantError, invariant
 from gaia_grpc.raft.types import Entry, EntryKind, Index, Members, NodeId, Restored, SnapshotMeta
 
 _CONFIGURATION = EntryKind.CONFIGURATION  # looked up once: each entry is compared with it
@@ -83,7 +83,10 @@ class Configurations:
 
     def at(self, index: Index) -> Configuration:
         """What is in force for a log that ends at `index`, at or after the snapshot."""
-        return next(each for each in reversed(self._held) if each.index <= index)
+        for each in reversed(self._held):
+            if each.index <= index:
+                return each
+        raise InvariantError(f"the configuration at {index} is not known any more")
 
     def appended(self, entries: Iterable[Entry]) -> bool:
         """Takes up what the entries at the end of the log say; True if there is a new one."""

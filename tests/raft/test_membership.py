@@ -107,6 +107,13 @@ def test_a_snapshot_with_another_configuration_is_refused() -> None:
         held.compacted(SnapshotMeta(Index(2), Term(1), b"n2"))
 
 
+def test_what_was_in_force_before_a_snapshot_is_not_known() -> None:
+    held = build(Restored(HardState(), (), SnapshotMeta(Index(5), Term(1), b"n4")))
+    assert held.at(Index(5)).data == b"n4"
+    with pytest.raises(InvariantError, match="the configuration at 4 is not known any more"):
+        held.at(Index(4))
+
+
 @pytest.mark.parametrize(
     ("voters", "learners", "flaw"),
     [
