@@ -37,10 +37,11 @@ def choose_snapshot(
 
     It counts where it stands for the base or for an entry of the log: with another term there, or
     beyond the last entry, it was received and never installed (the log behind it is not its own).
+    `term_at` knows the entries behind the base, and gives None for all others.
     """
     chosen: SnapshotMeta | None = None
     for meta in snapshots:
-        if meta.index < base.index or (chosen is not None and meta.index < chosen.index):
+        if chosen is not None and meta.index < chosen.index:
             continue
         term = base.term if meta.index == base.index else term_at(meta.index)
         if term == meta.term:

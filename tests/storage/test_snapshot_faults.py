@@ -27,6 +27,7 @@ from gaia_grpc.storage.directory import DATABASE_NAME, MARK_NAME, SNAPSHOTS_NAME
 from gaia_grpc.storage.files import SystemFiles
 from gaia_grpc.storage.memory import MemoryLog, MemorySnapshotStore
 from gaia_grpc.storage.memory_files import Hook, os_error
+from gaia_grpc.storage.snapshot_file import BLOCK_BYTES, CRC_BYTES, pack_block
 from gaia_grpc.storage.snapshots import FileSnapshotStore
 from tests.storage.recording import STRACE, strace_works
 from tests.storage.scenario import (
@@ -161,6 +162,18 @@ def test_b22_a_snapshot_with_more_behind_it_or_another_name_is_refused(directory
     with pytest.raises(StorageDamagedError, match="another snapshot than its name"):
         DataDirectory.open(image, N1)
     assert other.exists()
+
+
+def test_b22_a_block_with_its_own_right_checksum_is_still_not_the_content(directory: Path) -> None:
+    """Only the digest tells: an old block of the same number, written where a new one was lost."""
+    _, image = compacted(directory / "n1", clean=True)
+    name = snapshot_file(image)
+    data = bytearray(name.read_bytes())
+    last = len(content(meta(8))) - BLOCK_BYTES
+    data[-last - CRC_BYTES :] = pack_block(1, bytes(last))
+    name.write_bytes(data)
+    with pytest.raises(StorageDamagedError, match="digest is wrong"):
+        DataDirectory.open(image, N1)
 
 
 def test_b22_a_lost_snapshot_is_refused(directory: Path) -> None:
