@@ -100,7 +100,9 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
             checkpoint=request.checkpoint,
         )
         command = command_pb2.Command(extend_claim=body)
-        outcome = await self._ingress.submit(context, command, idempotent=True)
+        # Storing a checkpoint again could undo one that came between: forwarding repeats a command
+        # after a lost leader, and without an id nothing would tell the repetition.
+        outcome = await self._ingress.submit(context, command)
         return task_pb2.ExtendClaimResponse(
             task=outcome.result.tasks.tasks[0], term=outcome.term, applied_index=outcome.index
         )

@@ -160,7 +160,7 @@ def _entries(database: Path) -> list[Stored]:
 
 def command_identities(command: command_pb2.Command) -> list[Identity]:
     """What tells the operations in a command from all others."""
-    if command.request_id:
+    if command.request_id and not command.ingress_assigned:
         return [("request", command.request_id)]
     match command.WhichOneof("body"):
         case "extend_claim":

@@ -252,6 +252,11 @@ def test_commands_without_request_id_are_told_apart_by_their_content() -> None:
     batch = command_pb2.PackedBatch(source_id="a", source_epoch=1, sequence=2)
     command = command_pb2.Command(publish_metrics=command_pb2.PublishMetrics(batches=[batch]))
     assert command_identities(command) == [("batch", "a/1/2")]
+    extend = command_pb2.ExtendClaim(task_id="t1", claim_token=2, checkpoint=b"v")
+    assigned = command_pb2.Command(extend_claim=extend, request_id="r", ingress_assigned=True)
+    assert command_identities(assigned) == [("extend", "t1", 2, "v")]
+    assigned.ingress_assigned = False
+    assert command_identities(assigned) == [("request", "r")]
     assert command_identities(command_pb2.Command(advance_time=command_pb2.AdvanceTime())) == []
 
 

@@ -118,6 +118,27 @@ async def test_a_failed_attempt_is_scheduled_again_and_a_permanent_one_is_not(
     assert requeued.task.state == task_pb2.TASK_STATE_PENDING
 
 
+async def test_a_checkpoint_that_forwarding_repeats_undoes_no_later_one(peer: ServedPeer) -> None:
+    """Found by `make chaos`: repeated after a lost leader, it came back over a newer one."""
+    session = await peer.register()
+    await enqueue(peer)
+    (task,) = (await claim(peer, session)).tasks
+    for checkpoint in (b"first", b"second"):
+        request = task_pb2.ExtendClaimRequest(
+            task_id=task.task_id,
+            claim_token=task.claim_token,
+            session_id=session.session_id,
+            checkpoint=checkpoint,
+        )
+        await peer.tasks.ExtendClaim(request, timeout=TIMEOUT_S)
+    repeated = peer.node.commands[-2].SerializeToString()
+    await peer.node.propose(repeated, timeout_s=TIMEOUT_S)
+    stored = await peer.tasks.GetTask(
+        task_pb2.GetTaskRequest(task_id=task.task_id), timeout=TIMEOUT_S
+    )
+    assert stored.task.checkpoint == b"second"
+
+
 async def test_a_task_is_called_off(peer: ServedPeer) -> None:
     enqueued = await enqueue(peer)
     request = task_pb2.CancelTaskRequest(task_id=enqueued.task.task_id, reason="not needed")
