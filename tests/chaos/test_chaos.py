@@ -72,5 +72,7 @@ async def test_a_broken_peer_is_found(
 ) -> None:
     outcome = await run_once(3, kinds, tmp_path, bug=bug)
     violated = {check.name for check in outcome.checks if check.violations}
-    assert violated & set(finders), describe(outcome)
+    text = describe(outcome)
+    # A peer that finds the log before its commit index changed ends before any check can run.
+    assert violated & set(finders) or "reason=INVARIANT" in text, text
     assert not outcome.passed
