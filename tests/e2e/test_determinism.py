@@ -137,6 +137,7 @@ class Load:
 
 async def test_b27_peers_on_different_machines_have_equal_hashes(cluster: Cluster) -> None:
     compared: list[int] = []
+    down: set[str] = set()
 
     async def compare(index: int) -> None:
         def reached() -> bool:
@@ -157,6 +158,12 @@ async def test_b27_peers_on_different_machines_have_equal_hashes(cluster: Cluste
 
         async def load_to(index: int) -> None:
             async def reached() -> bool:
+                stopped = [
+                    cluster.peer(node_id).exit_code
+                    for node_id in cluster.node_ids
+                    if not cluster.peer(node_id).running and node_id not in down
+                ]
+                assert not stopped, "a peer saw that its state differs"
                 return load.index >= index
 
             await eventually(reached, f"the load has made {index} entries", 40)
@@ -166,9 +173,11 @@ async def test_b27_peers_on_different_machines_have_equal_hashes(cluster: Cluste
 
         await load_to(EVERY)
         leader = await cluster.aio.leader()
+        down.add(leader)
         await cluster.aio.kill(leader)
         await load_to(2 * EVERY)
         await cluster.aio.restart(leader)
+        down.clear()
         await load_to(ENTRIES)
         await load.stop()
         assert (await client.tasks.stats()).completed > 0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from gaia_grpc.raft.effects import RoleName
-from gaia_grpc.raft.messages import PreVoteRequest
+from gaia_grpc.raft.messages import Envelope, PreVoteRequest, VoteRequest
 from gaia_grpc.raft.node import RaftNode
-from gaia_grpc.raft.types import NodeId
+from gaia_grpc.raft.types import Index, NodeId, Term
 from tests.support.cluster import decode_members, longest, make_config, restored
 
 
@@ -37,3 +37,18 @@ def test_campaign_leaves_a_leader_alone() -> None:
     term = core.term
     core.campaign()
     assert (core.role, core.term) == (RoleName.LEADER, term)
+
+
+def test_a_vote_that_is_given_restarts_the_timer() -> None:
+    """5.2: without it a voter would stand against the leader that it has just helped to elect."""
+    core = node()
+    timeout_ticks = make_config("n1", (NodeId("n1"),)).election_ticks_max
+    for _ in range(timeout_ticks - 1):
+        core.tick()
+    request = VoteRequest(Index(2), Term(1))
+    core.step(Envelope(NodeId("n2"), NodeId("n1"), Term(2), request))
+    for _ in range(timeout_ticks - 1):
+        core.tick()
+    assert core.role is RoleName.FOLLOWER
+    core.tick()
+    assert core.role is RoleName.PRE_CANDIDATE

@@ -113,7 +113,7 @@ async def test_from_now_without_quorum_is_unavailable_and_a_cursor_is_not(
     stream.cancel()
 
 
-async def test_a_stream_goes_on_after_its_cursor(peer: ServedPeer) -> None:
+async def test_b28_a_stream_goes_on_after_its_cursor(peer: ServedPeer) -> None:
     for number in range(5):
         await frustrate(peer, f"s{number}")
     stream = subscribe(peer, after_sequence=2, cluster_id=peer.node.status().cluster_id)
