@@ -129,7 +129,10 @@ class Flip(Fault):
             self.stage.draw.choice(files), self.stage.draw.randint(1, 8), self.stage.draw
         )
         self.cluster.respawn(self.target)
-        self.outcome = self._wait()
+        self.outcomes = [self._wait()]
+        if self.outcomes[0].startswith("refused"):  # as a supervisor does that starts it again
+            self.cluster.respawn(self.target)
+            self.outcomes.append(self._wait())
 
     def _wait(self) -> str:
         """Whether the peer refused to start, or serves."""
@@ -146,9 +149,9 @@ class Flip(Fault):
         return "neither serves nor ends"
 
     def heal(self) -> None:
-        if self.outcome.startswith("refused"):
+        if self.outcomes[-1].startswith("refused"):
             if not self.flipped.untouched_since:
-                self.outcome += ", and changed the file"
+                self.outcomes.append("and the file was changed")
             shutil.copytree(self.kept, self.directory, dirs_exist_ok=True)
             self.start_again(self.target)
         shutil.rmtree(self.kept)
@@ -157,7 +160,7 @@ class Flip(Fault):
 
     def evidence(self) -> str:
         offsets = ", ".join(str(offset) for offset in self.flipped.offsets)
-        return f"{self.flipped.path.name} at {offsets}: {self.outcome}"
+        return f"{self.flipped.path.name} at {offsets}: {', '.join(self.outcomes)}"
 
 
 SYNC_FAULTS: tuple[type[Fault], ...] = (SlowSync, StalledSync, FailedSync)
