@@ -42,6 +42,7 @@ from gaia_grpc.transport.api import (
     PeerTransport,
 )
 
+NOT_CAUGHT_UP = "NOT_CAUGHT_UP"
 _ASK_TIMEOUT_S = 1.0
 _ASK_PATIENCE_S = 2.0
 _ASK_AGAIN_S = 0.1
@@ -158,6 +159,8 @@ class Reconfiguration:
             except (NotLeaderError, ProposalDroppedError):
                 pass
             except UnavailableError as error:
+                if error.instance_reason == NOT_CAUGHT_UP:
+                    raise
                 last = error
             pause_s = min(_LOOK_S, max(0.001, deadline_s - loop.time()))
             await self._topics.wait(self._status_topic, seen, pause_s)
@@ -182,7 +185,7 @@ class Reconfiguration:
                 raise UnavailableError(
                     f"{name} has not caught up yet: it stays a learner, and gets its vote as soon "
                     "as it has",
-                    reason="NOT_CAUGHT_UP",
+                    reason=NOT_CAUGHT_UP,
                 ) from None
             if not attempt.proposed:
                 raise UnavailableError(f"{name} did not answer in time") from None

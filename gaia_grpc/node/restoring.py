@@ -97,6 +97,7 @@ class Restorer:
                 b"" if state_hash is None else state_hash[1],
             )
         )
+        await self._disk.run(partial(self._store.drop_older, meta))
 
     async def _read(self, reader: SnapshotReader) -> StateMachine:
         decoder = SnapshotDecoder()

@@ -41,6 +41,7 @@ from gaia_grpc.transport.api import (
 )
 
 RETRY_AFTER_MS = 100
+_ANSWER_SHARE = 0.9
 _PAUSE_S = 0.05
 """Longest pause before the leader is looked up again after a refused attempt."""
 
@@ -226,7 +227,8 @@ class Router:
                     "this peer does not lead", leader_id=self.engine.core.leader_id
                 )
             if call.change is not None:
-                return await self._change_members(call.change, timeout_s)
+                # Its answer says how far it got, so it must come before nobody waits any more.
+                return await self._change_members(call.change, _ANSWER_SHARE * timeout_s)
             if call.command is None:
                 async with asyncio.timeout(timeout_s):
                     index, elapsed_ms = await self.engine.read_index()

@@ -238,7 +238,8 @@ async def test_learner_that_does_not_come_up_stays_one_and_costs_no_quorum(tmp_p
 
 async def add_while_cut(cluster: LocalCluster, leader: str) -> None:
     """The learner answers who it is, and then falls silent."""
-    adding = asyncio.create_task(cluster.add("n4", via=leader, timeout_s=2))
+    via = next(name for name in cluster.names if name != leader)
+    adding = asyncio.create_task(cluster.add("n4", via=via, timeout_s=2))
     core = engine_of(cluster.drivers[leader]).core
     await until(lambda: NodeId("n4") in core.members.learners)
     cluster.isolate("n4")

@@ -187,3 +187,28 @@ async def test_stop_ends_in_time_where_a_snapshot_file_hangs(
         await asyncio.wait((taking,), timeout=5)
         assert taking.done()
         directory.close()
+
+
+async def test_b8_snapshot_is_complete_only_once_the_log_is_on_disk_up_to_it(
+    tmp_path: Path,
+) -> None:
+    """Committed by the others, applied here, and not on this disk: a snapshot of it that lives
+    through a crash would stand for more than the log holds."""
+    async with stalling(tmp_path) as (cluster, gate):
+        leader = await cluster.leader()
+        await cluster.agree()
+        gate.install(cluster, leader)
+        gate.hang()
+        driver = cluster.drivers[leader]
+        applied = await driver.propose(enqueue(0), timeout_s=5)
+        assert engine_of(driver).core.durable_index < applied.index
+        taking = asyncio.create_task(driver.take_snapshot(timeout_s=10))
+        snapshots = cluster.directories[leader].snapshots
+        await until(lambda: driver.inbound.running().snapshots.stats.slices > 0)
+        await asyncio.sleep(0.2)
+        assert snapshots.latest() is None
+        gate.go_on()
+        assert (await taking).index >= applied.index
+        info = snapshots.latest()
+        assert info is not None
+        assert engine_of(driver).core.durable_index >= info.meta.index
