@@ -72,7 +72,7 @@ class AppendStream:
         return not self._closing.is_set() and self._queue.put(term, payload, size_bytes)
 
     def close(self) -> None:
-        """Lets `run` end, after a CLOSING frame where a stream is open."""
+        """Lets `run` end, after a CLOSING frame where a stream is open; answers count no more."""
         self._closing.set()
         self._queue.changed.set()
 
@@ -153,9 +153,11 @@ class AppendStream:
                 if not isinstance(message, pb.AppendEntriesResponse):
                     return
                 self._counters.received += 1
-                self._inbound.on_message(
-                    append_response_from_proto(message, self._peer, self._node_id)
-                )
+                # After `close` the name may be that of another directory, without these entries.
+                if not self._closing.is_set():
+                    self._inbound.on_message(
+                        append_response_from_proto(message, self._peer, self._node_id)
+                    )
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
                 self._note_refusal(error.details() or "")

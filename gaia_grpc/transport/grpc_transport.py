@@ -118,6 +118,8 @@ class GrpcTransport:
         for peer, link in list(self._links.items()):
             if self._addresses.get(peer) != link.address:
                 del self._links[peer]
+                # At once: what its owner still answers must not pass for an answer of the next one.
+                link.appends.close()
                 self._retiring.spawn(self._retire(link), f"retire-link-to-{peer}")
             if peer not in self._addresses:
                 self._counters.pop(peer, None)
@@ -230,7 +232,8 @@ class GrpcTransport:
             log.warning("vote ignored", peer=peer, error=error.message)
         else:
             link.counters.received += 1
-            inbound.on_message(envelope)
+            if self._links.get(peer) is link:
+                inbound.on_message(envelope)
         finally:
             link.unary_in_flight -= 1
 

@@ -8,7 +8,13 @@ import os
 import pytest
 
 from gaia_grpc.errors import OutcomeUnknownError, UnavailableError
-from gaia_grpc.raft.messages import AppendRequest, AppendResponse, Envelope, VoteRequest
+from gaia_grpc.raft.messages import (
+    AppendRequest,
+    AppendResponse,
+    Envelope,
+    VoteRequest,
+    VoteResponse,
+)
 from gaia_grpc.raft.types import Index, NodeId, Term
 from gaia_grpc.transport.api import (
     ForwardedCall,
@@ -64,6 +70,40 @@ async def test_a_removed_member_hears_closing_and_holds_no_election(cluster: Clu
     await b.transport._servicer._probes.join(WAIT_S)
     assert b.recorder.gone == []
     assert a.recorder.broken == []
+
+
+async def test_b26_what_a_removed_member_still_answers_is_no_answer_of_its_successor(
+    cluster: Cluster,
+) -> None:
+    """It was slow, or paused: that is why it was replaced. What it acknowledges now, a leader would
+    count for the empty directory that has its name by then."""
+    a, b, c = await cluster(3)
+    b.recorder.answering = False
+    a.append("b", data=b"x")
+    await b.recorder.until(lambda: bool(b.recorder.envelopes))
+    assert a.transport is not None
+    assert b.transport is not None
+    a.transport.set_peers({C: c.address})
+    a.transport.set_peers({B: "127.0.0.1:1", C: c.address})
+    late = AppendResponse(True, Index(1), Index(0), Index(0), Term(0), 0)
+    b.transport.send(Envelope(B, A, Term(1), late))
+    await settled(a)
+    assert a.recorder.payloads(AppendResponse) == []
+
+
+async def test_b26_a_vote_of_a_removed_member_is_no_vote_of_its_successor(cluster: Cluster) -> None:
+    a, b = await cluster(2)
+    b.recorder.answering = False
+    assert a.transport is not None
+    assert b.transport is not None
+    a.transport.send(Envelope(A, B, Term(2), VoteRequest(Index(1), Term(1))))
+    await b.recorder.until(lambda: bool(b.recorder.envelopes))
+    link = a.transport._links[B]
+    b.transport.send(Envelope(B, A, Term(2), VoteResponse(True)))
+    a.transport.set_peers({})
+    a.transport.set_peers({B: "127.0.0.1:1"})
+    await link.unary.join(WAIT_S)
+    assert a.recorder.payloads(VoteResponse) == []
 
 
 async def test_a_member_that_moved_is_reached_at_its_new_address(cluster: Cluster) -> None:
