@@ -232,8 +232,7 @@ class GrpcTransport:
             log.warning("vote ignored", peer=peer, error=error.message)
         else:
             link.counters.received += 1
-            if self._links.get(peer) is link:
-                inbound.on_message(envelope)
+            inbound.on_message(envelope)
         finally:
             link.unary_in_flight -= 1
 
