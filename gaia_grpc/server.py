@@ -129,7 +129,11 @@ class PeerServer:
             stack.callback(self._close, directory)
             transport = make_transport(config)
             driver = NodeDriver(
-                config, directory, transport, clock=self._clock, on_state_loaded=keep_what_is_loaded
+                config,
+                directory,
+                transport,
+                clock=self._clock,
+                on_state_loaded=self._on_state_loaded,
             )
             self._driver = driver
             peer_port = PeerPort(driver, transport, config)
@@ -181,6 +185,10 @@ class PeerServer:
         )
         keep_what_is_loaded()
         self.ready.set()
+
+    def _on_state_loaded(self) -> None:
+        if self.ready.is_set():  # before, READY does it once for everything
+            keep_what_is_loaded()
 
     def _close(self, directory: DataDirectory) -> None:
         # Where the disk hangs, a thread holds the database: closing it would hang as well.
