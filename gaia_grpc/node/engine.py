@@ -363,11 +363,6 @@ class Engine:
         return RoleChange(self.core.role, self.core.term, self.core.leader_id)
 
     @property
-    def installing(self) -> bool:
-        """Whether a received snapshot is on its way to become the base of the log."""
-        return any(install is not None for _, _, install in self._after_write)
-
-    @property
     def disk_full(self) -> bool:
         """Whether the last write found no space."""
         return self.admission.disk_full

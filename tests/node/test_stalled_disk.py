@@ -125,7 +125,7 @@ async def test_stop_with_a_hung_disk_ends_in_time_and_as_a_failure(tmp_path: Pat
         started_s = time.monotonic()
         with pytest.raises(StorageFailedError, match="does not answer"):
             await driver.stop()
-        assert time.monotonic() - started_s < 3
+        assert time.monotonic() - started_s < 5
         assert driver.disk_hangs
         await asyncio.wait((writing,))
         gate.go_on()
