@@ -147,7 +147,7 @@ class Run:
             len(nodes),
             settings=SETTINGS,
             environment_of={
-                node_id: self._environment(seed * 10 + number)
+                node_id: self._environment(seed * 10 + number, keeps_all=number == seed % 3)
                 for number, node_id in enumerate(nodes)
             },
             program=program,
@@ -216,13 +216,17 @@ class Run:
             for one in channels:
                 await one.close()
 
-    def _environment(self, hash_seed: int) -> dict[str, str]:
-        """Peers differ in all that must not matter: hash seed, time zone, when they snapshot."""
+    def _environment(self, hash_seed: int, *, keeps_all: bool) -> dict[str, str]:
+        """Peers differ in all that must not matter: hash seed, time zone, when they snapshot.
+
+        One keeps its whole log behind the snapshots, so that most of the content can be read in the
+        end, unless it had to install a snapshot itself.
+        """
         found = {"PYTHONHASHSEED": str(hash_seed), "TZ": f"X{hash_seed % 12}"}
-        every, keep = self._draw.randint(60, 300), self._draw.choice((60, 100, 1_000_000))
+        every, keep = self._draw.randint(60, 300), self._draw.choice((60, 100))
         if self.snapshots:
             found["GAIA_STORAGE_SNAPSHOT_EVERY_ENTRIES"] = str(every)
-            found["GAIA_STORAGE_SNAPSHOT_KEEP_ENTRIES"] = str(keep)
+            found["GAIA_STORAGE_SNAPSHOT_KEEP_ENTRIES"] = str(10**6 if keeps_all else keep)
         return found
 
     # --- parts -----------------------------------------------------------------------------------
