@@ -61,9 +61,12 @@ class InjuredCluster(Cluster):
         self._network = Network()
         try:
             super().start(timeout)
-            for node_id in self.node_ids:
-                self.terminate(node_id)
             self._proxied = True
+            # All proxies while the peers hold their ports: none may take a port of theirs.
+            for node_id in self.node_ids:
+                self.peer_addresses(node_id)
+            for node_id in self.client_addresses:
+                self.terminate(node_id)
             for node_id in self.node_ids:
                 self.respawn(node_id)
             self.wait_ready(timeout)
