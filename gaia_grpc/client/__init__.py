@@ -5,10 +5,20 @@ public contracts, so whatever it does a client in another language can do too.
 """
 
 from gaia_grpc.client.alerts import AlertListener, AlertsApi
+from gaia_grpc.client.attempts import WorkerCounters
 from gaia_grpc.client.buffer import MetricsBuffer, MetricsCounters
 from gaia_grpc.client.channels import Peer
 from gaia_grpc.client.client import Client
 from gaia_grpc.client.connection import Connection
+from gaia_grpc.client.jobs import (
+    BlockingJob,
+    Fail,
+    Job,
+    PermanentTaskError,
+    Release,
+    Retry,
+    current_job,
+)
 from gaia_grpc.client.metrics import MetricsApi
 from gaia_grpc.client.resources import (
     LINEARIZABLE,
@@ -18,24 +28,30 @@ from gaia_grpc.client.resources import (
     SessionsApi,
 )
 from gaia_grpc.client.tasks import TasksApi
-from gaia_grpc.client.worker import PermanentTaskError, Worker, WorkerCounters
+from gaia_grpc.client.worker import Worker
 
 __all__ = [
     "LINEARIZABLE",
     "LOCAL",
     "AlertListener",
     "AlertsApi",
+    "BlockingJob",
     "ClassroomsApi",
     "Client",
     "ClusterApi",
     "Connection",
+    "Fail",
+    "Job",
     "MetricsApi",
     "MetricsBuffer",
     "MetricsCounters",
     "Peer",
     "PermanentTaskError",
+    "Release",
+    "Retry",
     "SessionsApi",
     "TasksApi",
     "Worker",
     "WorkerCounters",
+    "current_job",
 ]

@@ -2,146 +2,222 @@
 
 Claims are exactly-once, handlers at-least-once: a worker that loses its session (paused for longer
 than `session.failed_after`, or cut off) finds its claims given to others. It then registers again
-under its name, abandons what it still runs, and its late results are refused by their tokens. A
-handler with side effects should pass `task.claim_token` on to them.
+under its name, tells the handlers of the lost claims and sends nothing more with their tokens; what
+was already on its way is refused by its token. A handler with side effects should pass
+`job.claim_token` on to them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+import random
+import signal
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias, TypeVar
 
 from gaia.session.v1 import session_pb2
 from gaia.task.v1 import task_pb2
 
+from gaia_grpc.client.attempts import Attempt, TaskHandler, WorkerCounters, cancel
 from gaia_grpc.client.client import Client
+from gaia_grpc.client.jobs import BlockingJob, Job
+from gaia_grpc.client.session_keeper import SESSION_LOST, SessionKeeper, backoff_s, session_labels
 from gaia_grpc.errors import (
-    AlreadyExistsError,
+    ConfigError,
     FailedPreconditionError,
     GaiaError,
-    NotFoundError,
-    StaleClaimError,
+    OutcomeUnknownError,
 )
 
-Handler = Callable[[task_pb2.Task], Awaitable[bytes | None] | bytes | None]
+Result: TypeAlias = bytes | None
+Handler = Callable[[task_pb2.Task], Awaitable[Result] | Result]
+JobHandler: TypeAlias = Callable[[Job], Awaitable[Result]] | Callable[[BlockingJob], Result]
+AnyHandler = TypeVar("AnyHandler", bound=JobHandler)
 
 CLAIM_WAIT_S = 5.0
-ERROR_PAUSE_S = 0.5
-DRAIN_S = 30.0
-OUTCOME_TIMEOUT_S = 60.0
-"""Budget for reporting an outcome: worth more patience than a new claim."""
-DEFAULT_CLAIM_S = 600.0
+GRACE_S = 30.0
+CANCEL_S = 5.0
+"""How long cancelled handlers may take to clean up before the worker leaves without them."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class PermanentTaskError(Exception):
-    """Raised by a handler: the task can never succeed, so it is not tried again."""
+@dataclass(frozen=True, slots=True)
+class ClaimCall:
+    """One claim, the same over all its repetitions: its answer may be lost and not its tasks."""
 
-
-@dataclass(slots=True)
-class WorkerCounters:
-    """What a worker did so far."""
-
-    claimed: int = 0
-    completed: int = 0
-    failed: int = 0
-    """Attempts that were reported as failed."""
-    lost: int = 0
-    """Attempts whose claim had passed to somebody else, or whose report got no answer."""
-    extended: int = 0
-    registrations: int = 0
-    errors: list[str] = field(default_factory=list)
-    """The latest errors of calls, at most 20, oldest first."""
-
-    def note(self, error: BaseException) -> None:
-        """Keeps an error for people."""
-        self.errors = [*self.errors[-19:], f"{type(error).__name__}: {error}"]
+    request_id: str
+    session: session_pb2.Session
+    max_tasks: int
+    task_types: tuple[str, ...]
 
 
 class Worker:
-    """One worker session. `async with Worker(...)`, or `await worker.run()` until `stop()`."""
+    """One worker session.
+
+        worker = Worker(client, name="grader-1", specialty="math", concurrency=4)
+
+        @worker.task("grade")
+        async def grade(job: Job) -> bytes:
+            ...
+
+        await worker.run(signals=True)      # or: async with worker
+
+    Handlers are found by task type, and only their types are claimed. `async` functions run on the
+    loop, plain functions in a thread each. A handler returns the result or raises: `Retry`,
+    `Fail` (no retry), `Release` (uncounted), anything else like `Retry`.
+    """
 
     def __init__(
         self,
         client: Client,
         *,
         name: str,
-        handler: Handler,
+        handler: Handler | None = None,
         specialty: str = "",
-        max_concurrent: int = 1,
+        concurrency: int = 1,
         tier: session_pb2.Tier.ValueType = session_pb2.TIER_WORKER,
         provider: str = "",
+        labels: Mapping[str, str] | None = None,
         task_types: Sequence[str] = (),
         include_unmatched: bool = False,
         claim_wait: float = CLAIM_WAIT_S,
         heartbeat_interval: float | None = None,
-        drain: float = DRAIN_S,
+        grace: float = GRACE_S,
+        name_wait: float = 0.0,
+        draw: Callable[[], float] = random.random,
     ) -> None:
         """Makes no I/O.
 
         Args:
             client: a connected client.
             name: the session's name, unique among live sessions.
-            handler: gets the claimed task and returns its result. A coroutine function runs on the
-                loop, a plain function in a thread. An exception fails the attempt.
+            handler: for tasks whose type has no handler of its own (`@worker.task`); gets the
+                claimed task and returns its result. `current_job()` is the job there.
             specialty: what the session is good at.
-            max_concurrent: most tasks at once.
+            concurrency: most tasks at once; no task is claimed before a slot is free for it.
             tier: role of the session.
             provider: who runs it.
-            task_types: only these types; empty is all.
+            labels: free labels of the session.
+            task_types: the types that `handler` takes; empty is all.
             include_unmatched: also tasks whose affinity does not fit at all.
             claim_wait: seconds that one claim waits for a task in the cluster.
             heartbeat_interval: seconds; by default what the cluster asks for.
-            drain: seconds that `stop` waits for running handlers.
+            grace: seconds that `stop` lets running handlers finish.
+            name_wait: seconds to wait for a name that is taken, as it is for a while after a
+                worker of that name was killed.
+            draw: random number in [0, 1); spreads workers that began together.
+
+        Raises:
+            ConfigError: `concurrency` is less than 1.
         """
+        if concurrency < 1:
+            raise ConfigError(f"concurrency is {concurrency}; a worker needs at least 1")
         self._client = client
         self.name = name
-        self._handler = handler
-        self._specialty = specialty
-        self._max_concurrent = max_concurrent
-        self._tier = tier
-        self._provider = provider
+        self._default = None if handler is None else TaskHandler(handler, wants_task=True)
+        self._handlers: dict[str, TaskHandler] = {}
+        self._concurrency = concurrency
         self._task_types = tuple(task_types)
         self._include_unmatched = include_unmatched
         self._claim_wait = claim_wait
-        self._heartbeat_interval = heartbeat_interval
-        self._drain = drain
-        self._session: session_pb2.Session | None = None
-        self._interval_s = heartbeat_interval or 10.0
-        self._running: set[asyncio.Task[None]] = set()
+        self._grace = grace
+        self._draw = draw
+        self._running: dict[asyncio.Task[None], Attempt] = {}
+        self._open_claim: ClaimCall | None = None
         self._slot_free = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
-        self._reregistering = asyncio.Lock()
         self.counters = WorkerCounters()
+        self._keeper = SessionKeeper(
+            client.sessions,
+            session_pb2.RegisterSessionRequest(
+                name=name,
+                specialty=specialty,
+                max_concurrent_tasks=concurrency,
+                tier=tier,
+                provider=provider,
+                labels=session_labels(labels or {}),
+            ),
+            self.counters,
+            interval_s=heartbeat_interval,
+            name_wait_s=name_wait,
+            attempts=lambda: list(self._running.values()),
+            draw=draw,
+        )
+
+    def task(self, *task_types: str) -> Callable[[AnyHandler], AnyHandler]:
+        """Decorator: the function handles tasks of these types.
+
+        Raises:
+            ConfigError: no type is named, or one of them has a handler already.
+        """
+        if not task_types:
+            raise ConfigError('name the task types: @worker.task("grade")')
+
+        def register(function: AnyHandler) -> AnyHandler:
+            for task_type in task_types:
+                if task_type in self._handlers:
+                    raise ConfigError(f"task type {task_type} has a handler already")
+                self._handlers[task_type] = TaskHandler(function, wants_task=False)
+            return function
+
+        return register
 
     @property
     def session(self) -> session_pb2.Session | None:
         """The session as registered last; None before `start`."""
-        return self._session
+        return self._keeper.session
 
     async def start(self) -> Self:
-        """Registers and begins to work in the background; errors of the registration are raised."""
-        await self._register()
+        """Registers and begins to work in the background; errors of the registration are raised.
+
+        Raises:
+            ConfigError: there is no handler.
+            AlreadyExistsError: a live session has the name, also after `name_wait`.
+            FailedPreconditionError: it works already.
+        """
+        if self._default is None and not self._handlers:
+            raise ConfigError('the worker has no handler: write @worker.task("...") on one')
+        if self._main is not None:
+            raise FailedPreconditionError(f"worker {self.name} works already")
+        self._stopping.clear()
+        self._hurry.clear()
+        await self._keeper.register_first()
         self._main = asyncio.create_task(self._work(), name=f"worker {self.name}")
         return self
 
-    async def run(self) -> None:
-        """Registers and works until `stop` is called or this is cancelled."""
+    async def run(self, *, signals: bool = False) -> None:
+        """Registers and works until `stop` is called or this is cancelled.
+
+        With `signals` SIGTERM and SIGINT (Ctrl-C) stop it: the first lets handlers finish within
+        the grace time, the second gives their tasks back at once. Only in the main thread.
+        """
         await self.start()
         if self._main is None:
             return
         try:
-            await asyncio.shield(self._main)
+            with self._stopped_by_signals(signals):
+                await asyncio.shield(self._main)
         finally:
             await self.stop()
 
+    def request_stop(self) -> None:
+        """As `stop`, without waiting; the second time without the grace time."""
+        if self._stopping.is_set():
+            self._hurry.set()
+        self._stopping.set()
+        for attempt in self._running.values():
+            attempt.claim.stopping.set()
+
     async def stop(self) -> None:
         """Claims nothing more, waits for running handlers, deregisters; idempotent."""
-        self._stopping.set()
+        if not self._stopping.is_set():
+            self.request_stop()
         main, self._main = self._main, None
         if main is not None:
             await main
@@ -157,22 +233,23 @@ class Worker:
     ) -> None:
         await self.stop()
 
-    async def _register(self) -> None:
-        response = await self._client.sessions.register(
-            self.name,
-            specialty=self._specialty,
-            max_concurrent_tasks=self._max_concurrent,
-            tier=self._tier,
-            provider=self._provider,
-        )
-        self._session = response.session
-        self.counters.registrations += 1
-        if self._heartbeat_interval is None and response.heartbeat_interval_ms:
-            self._interval_s = response.heartbeat_interval_ms / 1000
+    @contextmanager
+    def _stopped_by_signals(self, wanted: bool) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        numbers = SIGNALS if wanted else ()
+        before = {number: signal.getsignal(number) for number in numbers}
+        for number in numbers:
+            loop.add_signal_handler(number, self.request_stop)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)
 
     async def _work(self) -> None:
         """Heartbeats go on until the last handler is done; only then the session ends."""
-        heartbeats = asyncio.create_task(self._heartbeat_loop())
+        heartbeats = asyncio.create_task(self._keeper.keep())
         claims = asyncio.create_task(self._claim_loop())
         stopping = asyncio.create_task(self._stopping.wait())
         try:
@@ -183,174 +260,115 @@ class Worker:
             # A cancelled claim frees its waiter; a grant that nobody took is released uncounted.
             claims.cancel()
             await asyncio.wait({claims})
-            if self._running:
-                await asyncio.wait(self._running, timeout=self._drain)
+            await self._drain()
         finally:
-            await _cancel({heartbeats, claims, stopping, *self._running})
-        await self._deregister()
+            await cancel({heartbeats, claims, stopping})
+        await self._keeper.deregister()
 
-    async def _deregister(self) -> None:
-        if self._session is None:
-            return
+    async def _drain(self) -> None:
+        """Lets handlers finish within the grace time, then cancels them, then leaves them."""
+        hurry = asyncio.create_task(self._hurry.wait())
+        handlers = asyncio.gather(*self._running, return_exceptions=True)
+        first_of: set[asyncio.Future[Any]] = {handlers, hurry}
         try:
-            await self._client.sessions.deregister(
-                self._session.session_id, incarnation=self._session.incarnation
-            )
-        except GaiaError as error:
-            # Without it the session fails by its missing heartbeats, with the same result later.
-            self.counters.note(error)
+            await asyncio.wait(first_of, timeout=self._grace, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await cancel({hurry})
+        for attempt in self._running.values():
+            attempt.interrupt()
+        if self._running:
+            await asyncio.wait(set(self._running), timeout=min(CANCEL_S, self._grace))
+        for left in list(self._running):
+            # A thread, or a handler that does not want to end: its task goes back all the same.
+            left.cancel()
+        if self._running:
+            await asyncio.wait(set(self._running), timeout=CANCEL_S)
 
-    async def _heartbeat_loop(self) -> None:
-        while True:
-            await asyncio.sleep(self._interval_s)
-            session = self._session
-            if session is None:
-                continue
-            try:
-                await self._client.sessions.heartbeat(
-                    session.session_id,
-                    incarnation=session.incarnation,
-                    timeout=max(self._interval_s, 1.0),
-                )
-            except (FailedPreconditionError, NotFoundError) as error:
-                self.counters.note(error)
-                await self._register_again(session)
-            except GaiaError as error:
-                self.counters.note(error)
+    # --- claims
 
-    async def _register_again(self, lost: session_pb2.Session) -> None:
-        """Gets a new incarnation after `lost` was refused, trying until it is granted."""
-        async with self._reregistering:
-            if self._session is not None and self._session.incarnation != lost.incarnation:
-                return
-            await _cancel(self._running)  # their claims are gone
-            while not self._stopping.is_set():
-                try:
-                    await self._register()
-                    return
-                except AlreadyExistsError as error:
-                    # The cluster still believes in the old incarnation, or somebody took the name.
-                    self.counters.note(error)
-                    await asyncio.sleep(self._interval_s)
-                except GaiaError as error:
-                    self.counters.note(error)
-                    await asyncio.sleep(ERROR_PAUSE_S)
+    def _wanted_types(self) -> tuple[str, ...]:
+        """The types to claim; empty is all."""
+        if self._default is not None and not self._task_types:
+            return ()
+        return tuple(dict.fromkeys((*self._handlers, *self._task_types)))
+
+    def _handler_of(self, task_type: str) -> TaskHandler | None:
+        own = self._handlers.get(task_type)
+        if own is not None:
+            return own
+        return self._default if not self._task_types or task_type in self._task_types else None
 
     async def _claim_loop(self) -> None:
+        failures = 0
         while not self._stopping.is_set():
-            free = self._max_concurrent - len(self._running)
-            session = self._session
+            free = self._concurrency - len(self._running)
+            session = self._keeper.session
             if free <= 0 or session is None:
                 self._slot_free.clear()
                 await self._slot_free.wait()
                 continue
-            try:
-                response = await self._client.tasks.claim(
-                    session.session_id,
-                    max_tasks=free,
-                    wait=self._claim_wait,
-                    task_types=self._task_types,
-                    include_unmatched=self._include_unmatched,
-                )
-            except (FailedPreconditionError, NotFoundError) as error:
-                self.counters.note(error)
-                if error.instance_reason in ("SESSION_FAILED", "STALE_INCARNATION", "NOT_FOUND"):
-                    await self._register_again(session)
-                await asyncio.sleep(ERROR_PAUSE_S)
-                continue
-            except GaiaError as error:
-                self.counters.note(error)
-                await asyncio.sleep(ERROR_PAUSE_S)
-                continue
-            for task in response.tasks:
-                self._begin(task)
+            call = self._open_claim
+            if call is None or call.session is not session:
+                call = ClaimCall(uuid.uuid4().hex, session, free, self._wanted_types())
+            failures = await self._claim(call, failures)
+            if failures:
+                await asyncio.sleep(backoff_s(failures, self._draw))
 
-    def _begin(self, task: task_pb2.Task) -> None:
-        self.counters.claimed += 1
-        attempt = asyncio.create_task(self._attempt(task), name=f"task {task.task_id}")
-        self._running.add(attempt)
-        attempt.add_done_callback(self._ended)
+    async def _claim(self, call: ClaimCall, failures: int) -> int:
+        """One claim and what it brings; returns how many in a row brought trouble.
 
-    def _ended(self, attempt: asyncio.Task[None]) -> None:
-        self._running.discard(attempt)
-        self._slot_free.set()
-        if not attempt.cancelled() and (error := attempt.exception()) is not None:
+        A claim with an unknown outcome may hold tasks for us: it is asked again by its request_id.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        self._open_claim = call
+        try:
+            response = await self._client.tasks.claim(
+                call.session.session_id,
+                max_tasks=call.max_tasks,
+                wait=self._claim_wait,
+                task_types=call.task_types,
+                include_unmatched=self._include_unmatched,
+                request_id=call.request_id,
+            )
+        except OutcomeUnknownError as error:
             self.counters.note(error)
+            return failures + 1
+        except GaiaError as error:
+            self._open_claim = None
+            self.counters.note(error)
+            if error.instance_reason in SESSION_LOST:
+                await self._keeper.register_again(call.session)
+            elif error.instance_reason == "SESSION_DEGRADED":
+                self._keeper.beat_now.set()
+            return failures + 1
+        self._open_claim = None
+        for task in response.tasks:
+            self._begin(task, granted_to=call.session)
+        if response.tasks or loop.time() - began >= min(self._claim_wait, 1.0) / 2:
+            return 0
+        return failures + 1  # nothing, and without waiting: ask less often
 
-    async def _attempt(self, task: task_pb2.Task) -> None:
-        """Runs the handler beside the renewal of its claim, and reports the outcome."""
-        work = asyncio.create_task(self._handle(task))
-        renewal = asyncio.create_task(self._renew(task))
-        try:
-            await asyncio.wait({work, renewal}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():  # the renewal was refused: somebody else has the task
-                self.counters.lost += 1
-                return
-            await _cancel({renewal})
-            await self._report(task, work)
-        except asyncio.CancelledError:
-            self.counters.lost += 1
-            raise
-        finally:
-            await _cancel({work, renewal})
+    def _begin(self, task: task_pb2.Task, *, granted_to: session_pb2.Session) -> None:
+        self.counters.claimed += 1
+        attempt = Attempt(
+            self._client,
+            task,
+            self._handler_of(task.task_type),
+            self.counters,
+            draw=self._draw,
+        )
+        if self._stopping.is_set():
+            attempt.claim.stopping.set()
+        # A grant that arrives after its session failed belongs to nobody by now.
+        running = asyncio.create_task(
+            attempt.run(verify=granted_to is not self._keeper.session), name=f"task {task.task_id}"
+        )
+        self._running[running] = attempt
+        running.add_done_callback(self._ended)
 
-    async def _handle(self, task: task_pb2.Task) -> bytes:
-        if inspect.iscoroutinefunction(self._handler):
-            result = await self._handler(task)
-        else:
-            result = await asyncio.to_thread(self._handler, task)
-            if inspect.isawaitable(result):
-                result = await result
-        return bytes(result or b"")
-
-    async def _renew(self, task: task_pb2.Task) -> None:
-        """Extends the claim at each third of its time; returns where it is lost."""
-        claim_s = DEFAULT_CLAIM_S
-        if task.HasField("claim_expire_time") and task.HasField("update_time"):
-            # Both are log time: their difference holds whatever clock this machine has.
-            ends_ms = task.claim_expire_time.ToMilliseconds()
-            claim_s = max((ends_ms - task.update_time.ToMilliseconds()) / 1000, 0.03)
-        while True:
-            await asyncio.sleep(claim_s / 3)
-            try:
-                await self._client.tasks.extend(task, timeout=claim_s)
-                self.counters.extended += 1
-            except (FailedPreconditionError, NotFoundError) as error:
-                self.counters.note(error)
-                return
-            except GaiaError as error:
-                self.counters.note(error)
-
-    async def _report(self, task: task_pb2.Task, work: asyncio.Task[bytes]) -> None:
-        error = asyncio.CancelledError() if work.cancelled() else work.exception()
-        try:
-            if error is None:
-                await self._client.tasks.complete(task, work.result(), timeout=OUTCOME_TIMEOUT_S)
-                self.counters.completed += 1
-            else:
-                await self._client.tasks.fail(
-                    task,
-                    f"{type(error).__name__}: {error}",
-                    permanent=isinstance(error, PermanentTaskError),
-                    timeout=OUTCOME_TIMEOUT_S,
-                )
-                self.counters.failed += 1
-        except StaleClaimError as refusal:
-            self.counters.lost += 1
-            self.counters.note(refusal)
-        except GaiaError as failure:
-            # Unreported, the claim runs out and the task is tried again: nothing to undo here.
-            self.counters.lost += 1
-            self.counters.note(failure)
-
-
-async def _cancel(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
-    """Cancels what still runs and waits for it; results and errors are left in the tasks."""
-    pending = {task for task in tasks if task is not None}
-    for task in pending:
-        task.cancel()
-    if pending:
-        await asyncio.wait(pending)
-    for task in pending:
-        if not task.cancelled():
-            task.exception()
+    def _ended(self, running: asyncio.Task[None]) -> None:
+        self._running.pop(running, None)
+        self._slot_free.set()
+        if not running.cancelled() and (error := running.exception()) is not None:
+            self.counters.note(error)

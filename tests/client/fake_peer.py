@@ -126,6 +126,15 @@ class _Tasks(task_pb2_grpc.TaskServiceServicer):
     async def FailTask(self, request: Message, context: Any) -> task_pb2.FailTaskResponse:
         return await self._peer.answer("FailTask", request, context)  # type: ignore[no-any-return]
 
+    async def ReleaseTask(self, request: Message, context: Any) -> task_pb2.ReleaseTaskResponse:
+        return await self._peer.answer("ReleaseTask", request, context)  # type: ignore[no-any-return]
+
+    async def WatchTasks(self, request: Message, context: Any) -> AsyncIterator[Any]:
+        if "WatchTasks" not in self._peer.streams:
+            await refuse(context, grpc.StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED")
+        async for message in self._peer.stream("WatchTasks", request, context):
+            yield message
+
     async def GetTask(self, request: Message, context: Any) -> task_pb2.GetTaskResponse:
         return await self._peer.answer("GetTask", request, context)  # type: ignore[no-any-return]
 

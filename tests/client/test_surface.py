@@ -20,10 +20,13 @@ def test_the_public_names_are_pinned() -> None:
     assert sorted(sdk.__all__) == [
         "AlertListener",
         "AlertsApi",
+        "BlockingJob",
         "ClassroomsApi",
         "Client",
         "ClusterApi",
         "Connection",
+        "Fail",
+        "Job",
         "LINEARIZABLE",
         "LOCAL",
         "MetricsApi",
@@ -31,10 +34,13 @@ def test_the_public_names_are_pinned() -> None:
         "MetricsCounters",
         "Peer",
         "PermanentTaskError",
+        "Release",
+        "Retry",
         "SessionsApi",
         "TasksApi",
         "Worker",
         "WorkerCounters",
+        "current_job",
     ]
     assert all(hasattr(sdk, name) for name in sdk.__all__)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
-from collections.abc import Callable
 
 import grpc
 import pytest
@@ -13,114 +11,13 @@ from gaia.session.v1 import session_pb2
 from gaia.task.v1 import task_pb2
 from google.protobuf.message import Message
 
-from gaia_grpc.client import PermanentTaskError, Worker
+from gaia_grpc.client import Fail, Worker
 from gaia_grpc.errors import AlreadyExistsError
 from tests.client.conftest import Connect
 from tests.client.fake_peer import Context, FakePeer, refuse
+from tests.client.worker_queue import Queue
 
 Peers = tuple[FakePeer, FakePeer]
-
-
-class Queue:
-    """Sessions and tasks as one peer would serve them."""
-
-    def __init__(self, peer: FakePeer, *tasks: str, claim_s: float = 60.0) -> None:
-        self.waiting = deque(tasks)
-        self.claim_s = claim_s
-        self.incarnation = 0
-        self.session_failed = False
-        self.stale: set[str] = set()
-        self.done: list[str] = []
-        self.change = asyncio.Event()
-        for name in (
-            "RegisterSession",
-            "Heartbeat",
-            "DeregisterSession",
-            "ClaimTasks",
-            "ExtendClaim",
-            "CompleteTask",
-            "FailTask",
-        ):
-            peer.answers[name] = getattr(self, name)
-
-    def session(self) -> session_pb2.Session:
-        return session_pb2.Session(session_id="s1", incarnation=self.incarnation)
-
-    def note(self, line: str) -> None:
-        self.done.append(line)
-        self.change.set()
-        self.change = asyncio.Event()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5):
-            while not condition():
-                await self.change.wait()
-
-    async def RegisterSession(
-        self, request: session_pb2.RegisterSessionRequest, context: Context
-    ) -> session_pb2.RegisterSessionResponse:
-        if request.name == "taken":
-            await refuse(context, grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS")
-        self.incarnation += 1
-        self.session_failed = False
-        self.note(f"registered {request.name} {self.incarnation}")
-        return session_pb2.RegisterSessionResponse(session=self.session(), heartbeat_interval_ms=50)
-
-    async def Heartbeat(
-        self, request: session_pb2.HeartbeatRequest, context: Context
-    ) -> session_pb2.HeartbeatResponse:
-        if self.session_failed:
-            await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "SESSION_FAILED")
-        self.note(f"heartbeat {request.incarnation}")
-        return session_pb2.HeartbeatResponse(session=self.session())
-
-    async def DeregisterSession(
-        self, request: session_pb2.DeregisterSessionRequest, context: Context
-    ) -> session_pb2.DeregisterSessionResponse:
-        self.note(f"deregistered {request.incarnation}")
-        return session_pb2.DeregisterSessionResponse()
-
-    async def ClaimTasks(
-        self, request: task_pb2.ClaimTasksRequest, context: Context
-    ) -> task_pb2.ClaimTasksResponse:
-        while not self.waiting:
-            await self.change.wait()
-        response = task_pb2.ClaimTasksResponse()
-        while self.waiting and len(response.tasks) < request.max_tasks:
-            task_id = self.waiting.popleft()
-            task = response.tasks.add(
-                task_id=task_id, task_type="grade", claim_token=7, claimed_by=request.session_id
-            )
-            task.update_time.FromMilliseconds(1_000)
-            task.claim_expire_time.FromMilliseconds(1_000 + round(self.claim_s * 1000))
-        return response
-
-    async def refuse_stale(self, task_id: str, context: Context) -> None:
-        if task_id in self.stale:
-            await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "STALE_CLAIM")
-
-    async def ExtendClaim(
-        self, request: task_pb2.ExtendClaimRequest, context: Context
-    ) -> task_pb2.ExtendClaimResponse:
-        await self.refuse_stale(request.task_id, context)
-        self.note(f"extended {request.task_id}")
-        return task_pb2.ExtendClaimResponse()
-
-    async def CompleteTask(
-        self, request: task_pb2.CompleteTaskRequest, context: Context
-    ) -> task_pb2.CompleteTaskResponse:
-        await self.refuse_stale(request.task_id, context)
-        self.note(f"completed {request.task_id} {request.claim_token} {request.result.decode()}")
-        return task_pb2.CompleteTaskResponse()
-
-    async def FailTask(
-        self, request: task_pb2.FailTaskRequest, context: Context
-    ) -> task_pb2.FailTaskResponse:
-        self.note(f"failed {request.task_id} {request.error} {request.permanent}")
-        return task_pb2.FailTaskResponse()
-
-    def lines(self, word: str) -> list[str]:
-        return [line for line in self.done if line.startswith(word)]
 
 
 async def grade(task: task_pb2.Task) -> bytes:
@@ -165,14 +62,14 @@ async def test_an_exception_fails_the_attempt_and_a_permanent_one_for_good(
     async def handler(task: task_pb2.Task) -> bytes:
         if task.task_id == "t1":
             raise ValueError("no answer key")
-        raise PermanentTaskError("blank page")
+        raise Fail("blank page")
 
     client = await connect(peers[0])
     async with Worker(client, name="w", handler=handler) as worker:
         await queue.until(lambda: len(queue.lines("failed")) == 2)
     assert queue.lines("failed") == [
         "failed t1 ValueError: no answer key False",
-        "failed t2 PermanentTaskError: blank page True",
+        "failed t2 blank page True",
     ]
     assert worker.counters.failed == 2
 
@@ -193,7 +90,7 @@ async def test_at_most_max_concurrent_handlers_run(peers: Peers, connect: Connec
         return b""
 
     client = await connect(peers[0])
-    async with Worker(client, name="w", handler=handler, max_concurrent=3):
+    async with Worker(client, name="w", handler=handler, concurrency=3):
         await queue.until(lambda: len(queue.lines("completed")) == 9)
     assert most == 3
     assert all(1 <= request.max_tasks <= 3 for request in peers[0].of("ClaimTasks"))
@@ -286,9 +183,7 @@ async def test_stop_finishes_what_it_holds_and_claims_nothing_more(
     assert list(queue.waiting) == ["t2"]
 
 
-async def test_stop_does_not_wait_longer_than_its_drain_time(
-    peers: Peers, connect: Connect
-) -> None:
+async def test_stop_gives_back_what_outlasts_the_grace_time(peers: Peers, connect: Connect) -> None:
     queue = Queue(peers[0], "t1")
     started = asyncio.Event()
 
@@ -298,11 +193,11 @@ async def test_stop_does_not_wait_longer_than_its_drain_time(
         return b""
 
     client = await connect(peers[0])
-    worker = await Worker(client, name="w", handler=handler, drain=0.05).start()
+    worker = await Worker(client, name="w", handler=handler, grace=0.05).start()
     await started.wait()
     await worker.stop()
-    assert queue.done[-1] == "deregistered 1"
-    assert worker.counters.lost == 1
+    assert queue.done[-2:] == ["released t1 7", "deregistered 1"]
+    assert (worker.counters.released, worker.counters.lost) == (1, 0)
 
 
 async def test_a_taken_name_is_an_error_of_the_start(peers: Peers, connect: Connect) -> None:
@@ -417,19 +312,19 @@ async def test_registering_again_waits_until_the_name_is_free(
     assert refused == 2
 
 
-async def test_an_attempt_whose_report_is_refused_counts_as_lost(
-    peers: Peers, connect: Connect
-) -> None:
+async def test_a_result_that_is_refused_fails_the_attempt(peers: Peers, connect: Connect) -> None:
+    """Unreported, nobody would work on it until its claim runs out."""
     queue = Queue(peers[0], "t1", "t2")
     plain = peers[0].answers["CompleteTask"]
 
     async def complete(request: task_pb2.CompleteTaskRequest, context: Context) -> Message:
         if request.task_id == "t1":
-            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT")
+            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, message="result is too large")
         return await plain(request, context)
 
     peers[0].answers["CompleteTask"] = complete
     client = await connect(peers[0])
     async with Worker(client, name="w", handler=grade) as worker:
         await queue.until(lambda: bool(queue.lines("completed t2")))
-    assert (worker.counters.completed, worker.counters.lost) == (1, 1)
+    assert queue.lines("failed") == ["failed t1 InvalidArgumentError: result is too large False"]
+    assert (worker.counters.completed, worker.counters.failed) == (1, 1)
