@@ -31,6 +31,7 @@ from gaia_grpc.node.api import (
 from gaia_grpc.node.topics import TopicBoard
 from gaia_grpc.raft.effects import RoleName
 from gaia_grpc.raft.types import EntryKind
+from gaia_grpc.state.feature_levels import FEATURE_LEVEL
 from gaia_grpc.state.machine import StateMachine
 from gaia_grpc.state.stamp import stamp
 from tests.support.handled_log import HandledLog
@@ -83,7 +84,9 @@ class FakeNode(HandledLog):
             cluster_pb2.SettingChange(name=name, value=value)
             for name, value in sorted((settings or {}).items())
         ]
-        found = command_pb2.FoundCluster(cluster_id="c-test", settings=changes)
+        found = command_pb2.FoundCluster(
+            cluster_id="c-test", settings=changes, feature_level=FEATURE_LEVEL
+        )
         self._apply_command(command_pb2.Command(found_cluster=found).SerializeToString())
 
     # --- by hand -----------------------------------------------------------------------------
@@ -161,8 +164,8 @@ class FakeNode(HandledLog):
         )
 
     async def _wait_status(self, timeout_s: float) -> object:
-        await asyncio.sleep(timeout_s)  # it changes only by hand
-        return None
+        # It changes only by hand, and then nobody waits for this.
+        return await asyncio.wait((asyncio.get_running_loop().create_future(),), timeout=timeout_s)
 
     # --- inside --------------------------------------------------------------------------------
 

@@ -113,7 +113,7 @@ class TwinPeer:
 
     async def wait_status(self, seen: NodeStatus, *, timeout_s: float) -> NodeStatus:
         """See `ReplicatedLog.wait_status`; it never changes."""
-        await asyncio.sleep(timeout_s)
+        await asyncio.wait((asyncio.get_running_loop().create_future(),), timeout=timeout_s)
         return self.status()
 
     async def log_entries(self, first: int, count: int) -> tuple[LogEntrySummary, ...]:
