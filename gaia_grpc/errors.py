@@ -191,6 +191,24 @@ class StaleClaimError(FailedPreconditionError):
     reason = "STALE_CLAIM"
 
 
+class StaleLockError(FailedPreconditionError):
+    """The fencing token is not the current one; metadata names who holds the lock."""
+
+    reason = "STALE_LOCK"
+
+
+class LockHeldError(FailedPreconditionError):
+    """Somebody else held the lock for as long as was waited; metadata names who."""
+
+    reason = "LOCK_HELD"
+
+
+class LockLostError(StaleLockError):
+    """A lock was lost before its block ended: others may have held it meanwhile."""
+
+    reason = "LOCK_LOST"
+
+
 class ConfigurationRefusedError(FailedPreconditionError):
     """A change of the members that is not safe now, or makes no sense."""
 

@@ -28,6 +28,7 @@ from gaia_grpc.errors import (
     PermissionDeniedError,
     ResourceExhaustedError,
     StaleClaimError,
+    StaleLockError,
     UnavailableError,
     UnimplementedError,
 )
@@ -48,6 +49,7 @@ _BY_REASON: dict[str, type[GaiaError]] = {
         OutcomeUnknownError,
         OverloadedError,
         StaleClaimError,
+        StaleLockError,
         UnavailableError,
     )
 }

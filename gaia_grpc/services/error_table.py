@@ -45,6 +45,7 @@ ERROR_TABLE: Mapping[type[GaiaError], ErrorRow] = {
     errors.NotFoundError: ErrorRow(grpc.StatusCode.NOT_FOUND),
     errors.AlreadyExistsError: ErrorRow(grpc.StatusCode.ALREADY_EXISTS),
     errors.StaleClaimError: ErrorRow(grpc.StatusCode.FAILED_PRECONDITION),
+    errors.StaleLockError: ErrorRow(grpc.StatusCode.FAILED_PRECONDITION),
     errors.ConfigurationRefusedError: ErrorRow(grpc.StatusCode.FAILED_PRECONDITION),
     errors.FailedPreconditionError: ErrorRow(grpc.StatusCode.FAILED_PRECONDITION),
     errors.IdentityRefusedError: ErrorRow(grpc.StatusCode.FAILED_PRECONDITION),
@@ -60,6 +61,9 @@ ERROR_TABLE: Mapping[type[GaiaError], ErrorRow] = {
     errors.OutcomeUnknownError: ErrorRow(grpc.StatusCode.UNAVAILABLE, 100),
 }
 
+_BY_REASON: Mapping[str, Callable[..., GaiaError]] = {
+    error.reason: error for error in (errors.StaleClaimError, errors.StaleLockError)
+}
 _REFUSALS: Mapping[int, Callable[..., GaiaError]] = {
     command_pb2.REFUSAL_KIND_NOT_FOUND: errors.NotFoundError,
     command_pb2.REFUSAL_KIND_ALREADY_EXISTS: errors.AlreadyExistsError,
@@ -125,9 +129,7 @@ def refusal_error(refusal: command_pb2.Refusal) -> GaiaError:
         return errors.InvalidArgumentError(
             refusal.message, violations, metadata=metadata, reason=reason
         )
-    refused: Callable[..., GaiaError] = errors.StaleClaimError
-    if refusal.reason != errors.StaleClaimError.reason:
-        refused = _REFUSALS.get(refusal.kind, errors.InvariantError)
+    refused = _BY_REASON.get(refusal.reason) or _REFUSALS.get(refusal.kind, errors.InvariantError)
     return refused(
         refusal.message,
         metadata=metadata,

@@ -20,6 +20,7 @@ RECORDS_PER_READ: Mapping[str, tuple[str, int]] = {
     "list_sessions": ("sessions", 100),
     "list_tasks": ("tasks", 100),
     "list_alerts": ("alerts", 100),
+    "list_locks": ("locks", 100),
     # Quantiles are computed when they are asked for.
     "list_aggregates": ("aggregates", 20),
 }

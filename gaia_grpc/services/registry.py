@@ -22,15 +22,17 @@ from gaia_grpc.config import PeerConfig
 from gaia_grpc.node.api import ClusterControl, ReplicatedLog
 from gaia_grpc.services.alert_feed import AlertFeed
 from gaia_grpc.services.alerts import AlertService
-from gaia_grpc.services.claims import ClaimWaits
+from gaia_grpc.services.claims import claim_waits
 from gaia_grpc.services.cluster import ClusterService
 from gaia_grpc.services.heartbeats import HeartbeatCollector
 from gaia_grpc.services.ingress import Ingress
+from gaia_grpc.services.locks import LOCK_WAIT, LockService
 from gaia_grpc.services.metrics import MetricsService
 from gaia_grpc.services.publishing import Publisher
 from gaia_grpc.services.sessions import SessionService
 from gaia_grpc.services.settings_cache import SettingsCache
 from gaia_grpc.services.tasks import TaskService
+from gaia_grpc.services.waits import Waits
 
 _FILES: tuple[FileDescriptor, ...] = (
     alert_pb2.DESCRIPTOR,
@@ -57,10 +59,6 @@ _NOT_SERVED_METHODS: Mapping[str, str] = {
     "gaia.alert.v1.AlertService/SnoozeAlert": "AcknowledgeAlert mutes it for a while",
     "gaia.alert.v1.AlertService/RecordIntervention": "ResolveAlert keeps a note meanwhile",
     "gaia.alert.v1.AlertService/ListInterventions": "nothing records interventions yet",
-    "gaia.lock.v1.LockService/AcquireLock": "claim a task of its own meanwhile",
-    "gaia.lock.v1.LockService/RenewLock": "claim a task of its own meanwhile",
-    "gaia.lock.v1.LockService/ReleaseLock": "claim a task of its own meanwhile",
-    "gaia.lock.v1.LockService/GetLock": "claim a task of its own meanwhile",
     "gaia.classroom.v1.ClassroomService/PutClassroom": "batches of metrics name their classroom",
     "gaia.classroom.v1.ClassroomService/GetClassroom": "batches of metrics name their classroom",
     "gaia.classroom.v1.ClassroomService/ListClassrooms": "batches of metrics name their classroom",
@@ -82,8 +80,10 @@ class PublicServices:
         ingress = Ingress(log, config)
         settings = SettingsCache(log)
         self._heartbeats = HeartbeatCollector(log, config)
-        self._waits = ClaimWaits(ingress)
+        self._waits = claim_waits(ingress)
         self._sessions = SessionService(ingress, self._heartbeats, settings)
+        self._lock_waits = Waits(ingress, LOCK_WAIT)
+        self._locks = LockService(ingress, self._lock_waits)
         self._tasks = TaskService(ingress, self._waits)
         self._metrics = MetricsService(ingress, Publisher(ingress, settings))
         self._alerts = AlertService(ingress, AlertFeed(ingress))
@@ -96,7 +96,7 @@ class PublicServices:
         metrics_pb2_grpc.add_MetricsServiceServicer_to_server(self._metrics, server)
         alert_pb2_grpc.add_AlertServiceServicer_to_server(self._alerts, server)
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(self._cluster, server)
-        lock_pb2_grpc.add_LockServiceServicer_to_server(lock_pb2_grpc.LockServiceServicer(), server)
+        lock_pb2_grpc.add_LockServiceServicer_to_server(self._locks, server)
         classroom_pb2_grpc.add_ClassroomServiceServicer_to_server(
             classroom_pb2_grpc.ClassroomServiceServicer(), server
         )
@@ -105,3 +105,4 @@ class PublicServices:
         """Finishes what no caller waits for any more."""
         await self._heartbeats.close()
         await self._waits.close()
+        await self._lock_waits.close()

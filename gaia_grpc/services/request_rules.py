@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from gaia.alert.v1 import alert_pb2
 from gaia.cluster.v1 import cluster_pb2
 from gaia.common.v1 import common_pb2
+from gaia.lock.v1 import lock_pb2
 from gaia.metrics.v1 import metrics_pb2
 from gaia.session.v1 import session_pb2
 from gaia.task.v1 import task_pb2
@@ -40,6 +41,7 @@ MAX_NOTE_CHARACTERS = 4_096
 MAX_TOKEN_CHARACTERS = 1_024
 MAX_TASK_DELAY_MS = 30 * 24 * 3_600_000
 MAX_WAIT_MS = 60_000
+MAX_LEASE_MS = 7 * 24 * 3_600_000
 MAX_DEPENDENCIES = 64
 MAX_LABELS = 32
 MAX_TASK_TYPES = 100
@@ -64,6 +66,7 @@ def build_validator(limits: LimitsConfig) -> Validator:
     table.update(_task_rules(limits, page))
     table.update(_metric_rules(limits, page))
     table.update(_alert_rules(page))
+    table.update(_lock_rules(page))
     table.update(_cluster_rules())
     return Validator(table)
 
@@ -229,6 +232,29 @@ def _alert_rules(page: Rule) -> Mapping[type[Message], Rules]:
         },
         alert_pb2.AcknowledgeAlertRequest: change,
         alert_pb2.ResolveAlertRequest: {**change, "note": _NOTE},
+    }
+
+
+def _lock_rules(page: Rule) -> Mapping[type[Message], Rules]:
+    lease = duration(MAX_LEASE_MS)
+    wanted: Rules = {"name": required_id, "holder": text(MAX_NAME_CHARACTERS, least=1)}
+    held: Rules = {**wanted, "fencing_token": _POSITIVE}
+    return {
+        lock_pb2.AcquireLockRequest: {
+            **wanted,
+            "lease": lease,
+            "wait": duration(MAX_WAIT_MS),
+            "request_id": optional_id,
+        },
+        lock_pb2.RenewLockRequest: {**held, "lease": lease},
+        lock_pb2.ReleaseLockRequest: {**held, "request_id": optional_id},
+        lock_pb2.GetLockRequest: {"name": required_id, "consistency": _CONSISTENCY},
+        lock_pb2.ListLocksRequest: {
+            "page_size": page,
+            "page_token": _TOKEN,
+            "holder": text(MAX_NAME_CHARACTERS),
+            "consistency": _CONSISTENCY,
+        },
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from gaia.command.v1 import command_pb2, query_pb2
 from gaia.task.v1 import task_pb2, task_pb2_grpc
 
-from gaia_grpc.services.claims import ClaimWaits
+from gaia_grpc.services.claims import ClaimWaits, claim_wait_query
 from gaia_grpc.services.deadlines import Context, wait_timeout_s
 from gaia_grpc.services.error_table import refusal_error
 from gaia_grpc.services.ingress import Ingress
@@ -82,7 +82,8 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
         tasks: Sequence[task_pb2.Task] = claim.tasks
         if claim.waiter_id:
             timeout_s = wait_timeout_s(context, self._ingress.consensus, body.wait_ms)
-            tasks = await self._waits.wait(claim.waiter_id, timeout_s)
+            query = claim_wait_query(claim.waiter_id)
+            tasks = await self._waits.wait(claim.waiter_id, query, timeout_s) or ()
         return task_pb2.ClaimTasksResponse(
             tasks=tasks, term=outcome.term, applied_index=outcome.index
         )

@@ -11,7 +11,7 @@ from gaia_grpc.errors import InvalidArgumentError, invariant
 from gaia_grpc.state import refusal, topics
 from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
 from gaia_grpc.state.feature_levels import FEATURE_LEVEL, FIRST_LEVEL
-from gaia_grpc.state.settings import DEFINITIONS, Settings, format_setting
+from gaia_grpc.state.settings import Settings, format_setting, known_at
 from gaia_grpc.state.snapshot import Part
 
 RESTORE_LEVEL = 2
@@ -53,9 +53,10 @@ class ClusterTable:
             )
         if not body.cluster_id:
             raise refusal.invalid("cluster_id", "cluster_id is empty")
-        context.settings = self._changed(body.settings, "settings", version=0)
+        level = max(body.feature_level, FIRST_LEVEL)
+        context.settings = self._changed(body.settings, "settings", version=0, level=level)
         context.cluster_id = body.cluster_id
-        context.feature_level = max(body.feature_level, FIRST_LEVEL)
+        context.feature_level = level
         context.touch(topics.SETTINGS)
         return command_pb2.CommandResult(settings=self._settings_message())
 
@@ -109,7 +110,8 @@ class ClusterTable:
             )
         if not body.changes:
             raise refusal.invalid("changes", "no changes")
-        context.settings = self._changed(body.changes, "changes", version=version + 1)
+        level = context.feature_level
+        context.settings = self._changed(body.changes, "changes", version=version + 1, level=level)
         context.touch(topics.SETTINGS)
         return command_pb2.CommandResult(settings=self._settings_message())
 
@@ -122,11 +124,19 @@ class ClusterTable:
         return query_pb2.QueryResult(get_settings=answer)
 
     def _changed(
-        self, changes: Sequence[cluster_pb2.SettingChange], field: str, *, version: int
+        self,
+        changes: Sequence[cluster_pb2.SettingChange],
+        field: str,
+        *,
+        version: int,
+        level: int,
     ) -> Settings:
         try:
             return self._context.settings.changed(
-                [(change.name, change.value) for change in changes], version=version, field=field
+                [(change.name, change.value) for change in changes],
+                version=version,
+                field=field,
+                level=level,
             )
         except InvalidArgumentError as error:
             violation = error.violations[0]
@@ -143,7 +153,7 @@ class ClusterTable:
                     default_value=definition.default,
                     description=definition.description,
                 )
-                for definition in DEFINITIONS
+                for definition in known_at(self._context.feature_level)
             ],
         )
 

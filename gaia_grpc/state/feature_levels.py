@@ -15,37 +15,40 @@ FEATURE_LEVEL = 2
 
 # A kind that is served for the first time gets the next level. Below it apply must say what older
 # versions said: UNIMPLEMENTED for those that the contract had at level 1 already.
+FIRST_COMMANDS = (
+    "found_cluster",
+    "advance_time",
+    "update_settings",
+    # Proposed at level 1 by a peer that knows it, to members that announce level 2: it is
+    # what lifts the cluster.
+    "raise_feature_level",
+    # First command of a cluster that begins from a backup; raises the level itself.
+    "restore_cluster",
+    "register_session",
+    "record_heartbeats",
+    "deregister_session",
+    "enqueue_tasks",
+    "claim_tasks",
+    "cancel_claim_wait",
+    "extend_claim",
+    "complete_tasks",
+    "fail_task",
+    "release_task",
+    "cancel_task",
+    "requeue_task",
+    "publish_metrics",
+    "acknowledge_alert",
+    "resolve_alert",
+)
+SECOND_COMMANDS = ("acquire_lock", "renew_lock", "release_lock", "cancel_lock_wait")
 LEVELS: Mapping[str, int] = MappingProxyType(
-    dict.fromkeys(
-        (
-            "found_cluster",
-            "advance_time",
-            "update_settings",
-            # Proposed at level 1 by a peer that knows it, to members that announce level 2: it is
-            # what lifts the cluster.
-            "raise_feature_level",
-            # First command of a cluster that begins from a backup; raises the level itself.
-            "restore_cluster",
-            "register_session",
-            "record_heartbeats",
-            "deregister_session",
-            "enqueue_tasks",
-            "claim_tasks",
-            "cancel_claim_wait",
-            "extend_claim",
-            "complete_tasks",
-            "fail_task",
-            "release_task",
-            "cancel_task",
-            "requeue_task",
-            "publish_metrics",
-            "acknowledge_alert",
-            "resolve_alert",
-        ),
-        FIRST_LEVEL,
-    )
+    {**dict.fromkeys(FIRST_COMMANDS, FIRST_LEVEL), **dict.fromkeys(SECOND_COMMANDS, 2)}
 )
 """By the name of the command's body: the level that the cluster must have."""
+
+
+ANNOUNCED_EARLIER: frozenset[str] = frozenset({"acquire_lock", "renew_lock", "release_lock"})
+"""Kinds that older versions knew and refused as UNIMPLEMENTED."""
 
 
 def required_level(name: str) -> int:

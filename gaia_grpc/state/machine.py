@@ -16,7 +16,7 @@ from gaia_grpc.errors import InvariantError, invariant
 from gaia_grpc.raft.types import EntryKind
 from gaia_grpc.state.chain import ChainHash
 from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
-from gaia_grpc.state.feature_levels import required_level
+from gaia_grpc.state.feature_levels import ANNOUNCED_EARLIER, required_level
 from gaia_grpc.state.refusal import (
     INVALID_ARGUMENT,
     Refused,
@@ -138,7 +138,7 @@ class StateMachine:
             settings_version=settings.version,
             settings=[
                 cluster_pb2.SettingChange(name=name, value=value)
-                for name, value in settings.texts()
+                for name, value in settings.texts(context.feature_level)
             ],
         )
         self._encoder = SnapshotEncoder(header, self.parts)
@@ -148,6 +148,7 @@ class StateMachine:
         """Begins to restore an empty machine; the parts load their records afterwards."""
         invariant(self.applied_index == 0, "only an empty machine can be restored")
         context = self._context
+        context.index = header.index
         context.now_ms = header.elapsed_ms
         context.wall_ms = header.wall_ms
         context.cluster_id = header.cluster_id
@@ -187,6 +188,8 @@ class StateMachine:
                 raise unimplemented(name)
             level = required_level(name)
             if level > self._context.feature_level:
+                if name in ANNOUNCED_EARLIER:
+                    raise unimplemented(name)
                 raise feature_level_too_low(name, level)
             settings = self._context.settings
             result = handler(getattr(command, name))

@@ -71,6 +71,14 @@ ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     # --- locks
     ("lock.lease", "duration", "30s", "50ms", "1d",
      "Length of a lease where the caller names none."),
+    ("lock.max_lease", "duration", "1h", "50ms", "7d",
+     "Longest lease; a longer one is refused."),
+    ("lock.max_locks", "int", "100000", "1", "1000000",
+     "Most locks that are held at once."),
+    ("lock.max_waiters", "int", "10000", "1", "100000",
+     "Most callers that wait for locks at once."),
+    ("lock.max_wait", "duration", "60s", "0ms", "10m",
+     "Longest wait for a lock; a longer one is cut to it."),
 )  # fmt: skip
 
 ORDERED_PAIRS: tuple[tuple[str, str], ...] = (
@@ -78,3 +86,12 @@ ORDERED_PAIRS: tuple[tuple[str, str], ...] = (
     ("alert.repeated_errors", "alert.excessive_errors"),
 )
 """The first must be less than the second."""
+
+SINCE_LEVELS: dict[str, int] = {
+    "lock.max_lease": 2,
+    "lock.max_locks": 2,
+    "lock.max_waiters": 2,
+    "lock.max_wait": 2,
+}
+"""Settings that a cluster below this feature level does not have: an older version knows nothing of
+them, and what it lists, accepts and refuses is part of the chain hash. All others: level 1."""

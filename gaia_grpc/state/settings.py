@@ -14,7 +14,8 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from gaia_grpc.errors import FieldViolation, InvalidArgumentError
-from gaia_grpc.state.setting_table import ORDERED_PAIRS, ROWS
+from gaia_grpc.state.feature_levels import FEATURE_LEVEL, FIRST_LEVEL
+from gaia_grpc.state.setting_table import ORDERED_PAIRS, ROWS, SINCE_LEVELS
 
 Value: TypeAlias = int | float
 """Durations are whole milliseconds."""
@@ -96,10 +97,18 @@ def parse_value(kind: SettingKind, text: str) -> Value:
     return float(text)
 
 
-def parse_setting(name: str, text: str) -> Value:
-    """The value of one setting. Raises `InvalidArgumentError`; its fields are `name` or `value`."""
+def known_at(level: int) -> tuple[Definition, ...]:
+    """The settings that a cluster with this feature level has, in the order of their names."""
+    return tuple(each for each in DEFINITIONS if SINCE_LEVELS.get(each.name, FIRST_LEVEL) <= level)
+
+
+def parse_setting(name: str, text: str, *, level: int = FEATURE_LEVEL) -> Value:
+    """The value of one setting that a cluster with this feature level has.
+
+    Raises `InvalidArgumentError`; its fields are `name` or `value`.
+    """
     definition = BY_NAME.get(name)
-    if definition is None:
+    if definition is None or SINCE_LEVELS.get(name, FIRST_LEVEL) > level:
         raise _violation("name", f"no setting {name!r}")
     try:
         value = parse_value(definition.kind, text)
@@ -145,26 +154,32 @@ class Settings:
         """The value of a float."""
         return float(self._values[name])
 
-    def texts(self) -> list[tuple[str, str]]:
-        """(name, value) of all settings in the order of their names."""
+    def texts(self, level: int = FEATURE_LEVEL) -> list[tuple[str, str]]:
+        """(name, value) of all settings that the level has, in the order of their names."""
         return [
             (definition.name, format_setting(definition, self._values[definition.name]))
-            for definition in DEFINITIONS
+            for definition in known_at(level)
         ]
 
     def changed(
-        self, changes: Sequence[tuple[str, str]], *, version: int, field: str = "settings"
+        self,
+        changes: Sequence[tuple[str, str]],
+        *,
+        version: int,
+        field: str = "settings",
+        level: int = FEATURE_LEVEL,
     ) -> Settings:
         """These settings with all of the changes (of `--set` too: `Settings().changed(...)`).
 
-        Raises `InvalidArgumentError` with the field.
+        Raises `InvalidArgumentError` with the field; also for a setting that a cluster with the
+        feature level `level` does not have.
         """
         values = dict(self._values)
         seen: set[str] = set()
         for position, (name, text) in enumerate(changes):
             where = f"{field}[{position}]"
             try:
-                values[name] = parse_setting(name, text)
+                values[name] = parse_setting(name, text, level=level)
             except InvalidArgumentError as error:
                 first = error.violations[0]
                 raise _violation(f"{where}.{first.field}", first.description) from error

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from gaia_grpc.state.alerts import AlertsTable
 from gaia_grpc.state.cluster import ClusterTable
 from gaia_grpc.state.context import Context, Table
+from gaia_grpc.state.locks import LockTable
 from gaia_grpc.state.metrics import MetricsTable
 from gaia_grpc.state.requests import Replay
 from gaia_grpc.state.sessions import SessionTable
@@ -25,4 +26,6 @@ def build_tables(context: Context) -> tuple[tuple[Table, ...], Mapping[str, Repl
     timelines = Timelines()
     alerts = AlertsTable(context, timelines)
     metrics = MetricsTable(context, timelines, alerts)
-    return (cluster, sessions, tasks, metrics, alerts), {"claim_tasks": tasks.claims}
+    locks = LockTable(context)
+    tables = (cluster, sessions, tasks, metrics, alerts, locks)
+    return tables, {"claim_tasks": tasks.claims, "acquire_lock": locks}

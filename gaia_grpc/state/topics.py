@@ -19,6 +19,11 @@ def claim_wait(waiter_id: int) -> str:
     return f"wait/{waiter_id}"
 
 
+def lock_wait(waiter_id: int) -> str:
+    """A wait for a lock was granted, ran out, or passed to another caller."""
+    return f"lock-wait/{waiter_id}"
+
+
 def classroom_metrics(timeline_id: str, classroom_id: str) -> str:
     """Windows of one classroom changed."""
     return f"metrics/{timeline_id}/{classroom_id}"

@@ -20,6 +20,7 @@ from gaia_grpc.node.api import ReplicatedLog
 from gaia_grpc.raft.types import EntryKind
 from gaia_grpc.services.error_table import ERROR_TABLE, find_row
 from gaia_grpc.services.registry import NOT_SERVED, PublicServices
+from gaia_grpc.state.feature_levels import FEATURE_LEVEL
 from gaia_grpc.state.machine import StateMachine
 from tests.contract.test_protos import services
 
@@ -28,12 +29,11 @@ QUERIES = [field.name for field in query_pb2.Query.DESCRIPTOR.oneofs_by_name["bo
 
 LATER_COMMANDS = {
     "snooze_alert", "record_intervention",
-    "acquire_lock", "renew_lock", "release_lock",
     "put_classroom", "delete_student_data",
 }  # fmt: skip
 LATER_QUERIES = {
     "explain_assignment", "get_history", "list_interventions",
-    "get_lock", "get_classroom", "list_classrooms",
+    "get_classroom", "list_classrooms",
 }  # fmt: skip
 
 INTERNAL_ON_PURPOSE = {
@@ -46,7 +46,7 @@ INTERNAL_ON_PURPOSE = {
 
 def founded() -> StateMachine:
     machine = StateMachine()
-    founding = command_pb2.FoundCluster(cluster_id="c1")
+    founding = command_pb2.FoundCluster(cluster_id="c1", feature_level=FEATURE_LEVEL)
     command = command_pb2.Command(elapsed_ms=1_000, wall_ms=1_000, found_cluster=founding)
     machine.apply(1, EntryKind.COMMAND, command.SerializeToString())
     return machine

@@ -83,8 +83,43 @@ def test_a_command_above_the_clusters_level_is_refused(monkeypatch: pytest.Monke
 
 def test_what_is_not_served_is_refused_as_ever_at_each_level() -> None:
     for level in (1, 2):
-        refusal = founded(level).refuse(acquire_lock={"name": "l", "holder": "h"})
+        refusal = founded(level).refuse(put_classroom={"classroom_id": "5b"})
         assert refusal.kind == command_pb2.REFUSAL_KIND_UNIMPLEMENTED
+
+
+def test_below_their_level_locks_are_refused_as_older_versions_refused_them() -> None:
+    # Byte for byte: the results are part of the chain hash.
+    log = founded(1)
+    for name in ("acquire_lock", "renew_lock", "release_lock"):
+        sent = command(request_id="r", **{name: {"name": "l", "holder": "h"}})
+        assert log.apply(sent).refusal == command_pb2.Refusal(
+            kind=command_pb2.REFUSAL_KIND_UNIMPLEMENTED,
+            reason="UNIMPLEMENTED",
+            message=f"{name} is not served yet",
+        )
+    log.do(raise_feature_level={"level": 2})
+    assert log.do(request_id="r", acquire_lock={"name": "l", "holder": "h"}).lock.acquired
+
+
+def test_below_its_level_a_setting_is_neither_listed_nor_accepted() -> None:
+    # What older versions list and refuse is part of the chain hash, too.
+    log = founded(1)
+    change = {"changes": [{"name": "lock.max_lease", "value": "2h"}]}
+    refusal = log.refuse(update_settings=change)
+    assert (refusal.field, refusal.message) == (
+        "changes[0].name",
+        "no setting 'lock.max_lease'",
+    )
+    lease = {"changes": [{"name": "lock.lease", "value": "20s"}]}
+    names = {each.name for each in log.do(update_settings=lease).settings.settings}
+    assert len(names) == 31  # those of the first version: none may join them
+    assert "lock.lease" in names
+    assert "lock.max_lease" not in names
+    assert restored(whole(log.machine)).feature_level == 1
+    log.do(raise_feature_level={"level": 2})
+    settings = log.do(update_settings=change).settings.settings
+    assert ("lock.max_lease", "2h") in {(each.name, each.value) for each in settings}
+    check_equal(log.machine, restored(whole(log.machine)))
 
 
 def test_the_level_of_nonsense_is_not_asked_for() -> None:

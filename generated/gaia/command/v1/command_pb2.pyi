@@ -111,6 +111,7 @@ class Command(_message.Message):
     ACQUIRE_LOCK_FIELD_NUMBER: _builtins.int
     RENEW_LOCK_FIELD_NUMBER: _builtins.int
     RELEASE_LOCK_FIELD_NUMBER: _builtins.int
+    CANCEL_LOCK_WAIT_FIELD_NUMBER: _builtins.int
     PUT_CLASSROOM_FIELD_NUMBER: _builtins.int
     DELETE_STUDENT_DATA_FIELD_NUMBER: _builtins.int
     elapsed_ms: _builtins.int
@@ -230,6 +231,10 @@ class Command(_message.Message):
         """Gives a lock back."""
 
     @_builtins.property
+    def cancel_lock_wait(self) -> Global___CancelLockWait:
+        """Ends a wait for a lock."""
+
+    @_builtins.property
     def put_classroom(self) -> Global___PutClassroom:
         """Creates or replaces a classroom."""
 
@@ -272,14 +277,15 @@ class Command(_message.Message):
         acquire_lock: Global___AcquireLock | None = ...,
         renew_lock: Global___RenewLock | None = ...,
         release_lock: Global___ReleaseLock | None = ...,
+        cancel_lock_wait: Global___CancelLockWait | None = ...,
         put_classroom: Global___PutClassroom | None = ...,
         delete_student_data: Global___DeleteStudentData | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge_alert", b"acknowledge_alert", "acquire_lock", b"acquire_lock", "advance_time", b"advance_time", "body", b"body", "cancel_claim_wait", b"cancel_claim_wait", "cancel_task", b"cancel_task", "claim_tasks", b"claim_tasks", "complete_tasks", b"complete_tasks", "delete_student_data", b"delete_student_data", "deregister_session", b"deregister_session", "enqueue_tasks", b"enqueue_tasks", "extend_claim", b"extend_claim", "fail_task", b"fail_task", "found_cluster", b"found_cluster", "publish_metrics", b"publish_metrics", "put_classroom", b"put_classroom", "raise_feature_level", b"raise_feature_level", "record_heartbeats", b"record_heartbeats", "record_intervention", b"record_intervention", "register_session", b"register_session", "release_lock", b"release_lock", "release_task", b"release_task", "renew_lock", b"renew_lock", "requeue_task", b"requeue_task", "resolve_alert", b"resolve_alert", "restore_cluster", b"restore_cluster", "snooze_alert", b"snooze_alert", "update_settings", b"update_settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge_alert", b"acknowledge_alert", "acquire_lock", b"acquire_lock", "advance_time", b"advance_time", "body", b"body", "cancel_claim_wait", b"cancel_claim_wait", "cancel_lock_wait", b"cancel_lock_wait", "cancel_task", b"cancel_task", "claim_tasks", b"claim_tasks", "complete_tasks", b"complete_tasks", "delete_student_data", b"delete_student_data", "deregister_session", b"deregister_session", "enqueue_tasks", b"enqueue_tasks", "extend_claim", b"extend_claim", "fail_task", b"fail_task", "found_cluster", b"found_cluster", "publish_metrics", b"publish_metrics", "put_classroom", b"put_classroom", "raise_feature_level", b"raise_feature_level", "record_heartbeats", b"record_heartbeats", "record_intervention", b"record_intervention", "register_session", b"register_session", "release_lock", b"release_lock", "release_task", b"release_task", "renew_lock", b"renew_lock", "requeue_task", b"requeue_task", "resolve_alert", b"resolve_alert", "restore_cluster", b"restore_cluster", "snooze_alert", b"snooze_alert", "update_settings", b"update_settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_alert", b"acknowledge_alert", "acquire_lock", b"acquire_lock", "advance_time", b"advance_time", "body", b"body", "cancel_claim_wait", b"cancel_claim_wait", "cancel_task", b"cancel_task", "claim_tasks", b"claim_tasks", "client_id", b"client_id", "complete_tasks", b"complete_tasks", "delete_student_data", b"delete_student_data", "deregister_session", b"deregister_session", "elapsed_ms", b"elapsed_ms", "enqueue_tasks", b"enqueue_tasks", "extend_claim", b"extend_claim", "fail_task", b"fail_task", "found_cluster", b"found_cluster", "ingress_assigned", b"ingress_assigned", "principal", b"principal", "publish_metrics", b"publish_metrics", "put_classroom", b"put_classroom", "raise_feature_level", b"raise_feature_level", "record_heartbeats", b"record_heartbeats", "record_intervention", b"record_intervention", "register_session", b"register_session", "release_lock", b"release_lock", "release_task", b"release_task", "renew_lock", b"renew_lock", "request_digest", b"request_digest", "request_id", b"request_id", "requeue_task", b"requeue_task", "resolve_alert", b"resolve_alert", "restore_cluster", b"restore_cluster", "snooze_alert", b"snooze_alert", "update_settings", b"update_settings", "wall_ms", b"wall_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_alert", b"acknowledge_alert", "acquire_lock", b"acquire_lock", "advance_time", b"advance_time", "body", b"body", "cancel_claim_wait", b"cancel_claim_wait", "cancel_lock_wait", b"cancel_lock_wait", "cancel_task", b"cancel_task", "claim_tasks", b"claim_tasks", "client_id", b"client_id", "complete_tasks", b"complete_tasks", "delete_student_data", b"delete_student_data", "deregister_session", b"deregister_session", "elapsed_ms", b"elapsed_ms", "enqueue_tasks", b"enqueue_tasks", "extend_claim", b"extend_claim", "fail_task", b"fail_task", "found_cluster", b"found_cluster", "ingress_assigned", b"ingress_assigned", "principal", b"principal", "publish_metrics", b"publish_metrics", "put_classroom", b"put_classroom", "raise_feature_level", b"raise_feature_level", "record_heartbeats", b"record_heartbeats", "record_intervention", b"record_intervention", "register_session", b"register_session", "release_lock", b"release_lock", "release_task", b"release_task", "renew_lock", b"renew_lock", "request_digest", b"request_digest", "request_id", b"request_id", "requeue_task", b"requeue_task", "resolve_alert", b"resolve_alert", "restore_cluster", b"restore_cluster", "snooze_alert", b"snooze_alert", "update_settings", b"update_settings", "wall_ms", b"wall_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["found_cluster", "advance_time", "update_settings", "raise_feature_level", "restore_cluster", "register_session", "record_heartbeats", "deregister_session", "enqueue_tasks", "claim_tasks", "cancel_claim_wait", "extend_claim", "complete_tasks", "fail_task", "release_task", "cancel_task", "requeue_task", "publish_metrics", "acknowledge_alert", "snooze_alert", "resolve_alert", "record_intervention", "acquire_lock", "renew_lock", "release_lock", "put_classroom", "delete_student_data"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["found_cluster", "advance_time", "update_settings", "raise_feature_level", "restore_cluster", "register_session", "record_heartbeats", "deregister_session", "enqueue_tasks", "claim_tasks", "cancel_claim_wait", "extend_claim", "complete_tasks", "fail_task", "release_task", "cancel_task", "requeue_task", "publish_metrics", "acknowledge_alert", "snooze_alert", "resolve_alert", "record_intervention", "acquire_lock", "renew_lock", "release_lock", "cancel_lock_wait", "put_classroom", "delete_student_data"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -1203,6 +1209,28 @@ class ReleaseLock(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReleaseLock: _TypeAlias = ReleaseLock  # noqa: Y015
+
+@_typing.final
+class CancelLockWait(_message.Message):
+    """CancelLockWait ends a wait whose caller is gone; a grant that was not delivered is released."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAITER_ID_FIELD_NUMBER: _builtins.int
+    waiter_id: _builtins.int
+    """The wait."""
+    def __init__(
+        self,
+        *,
+        waiter_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["waiter_id", b"waiter_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelLockWait: _TypeAlias = CancelLockWait  # noqa: Y015
 
 @_typing.final
 class PutClassroom(_message.Message):

@@ -52,6 +52,8 @@ class Query(_message.Message):
     GET_CLASSROOM_FIELD_NUMBER: _builtins.int
     LIST_CLASSROOMS_FIELD_NUMBER: _builtins.int
     GET_SETTINGS_FIELD_NUMBER: _builtins.int
+    LOCK_WAIT_FIELD_NUMBER: _builtins.int
+    LIST_LOCKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def get_session(self) -> _session_pb2.GetSessionRequest:
         """One session."""
@@ -124,6 +126,14 @@ class Query(_message.Message):
     def get_settings(self) -> _cluster_pb2.GetSettingsRequest:
         """Settings."""
 
+    @_builtins.property
+    def lock_wait(self) -> Global___LockWaitQuery:
+        """What became of a wait for a lock."""
+
+    @_builtins.property
+    def list_locks(self) -> _lock_pb2.ListLocksRequest:
+        """Locks that are held."""
+
     def __init__(
         self,
         *,
@@ -145,12 +155,14 @@ class Query(_message.Message):
         get_classroom: _classroom_pb2.GetClassroomRequest | None = ...,
         list_classrooms: _classroom_pb2.ListClassroomsRequest | None = ...,
         get_settings: _cluster_pb2.GetSettingsRequest | None = ...,
+        lock_wait: Global___LockWaitQuery | None = ...,
+        list_locks: _lock_pb2.ListLocksRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_sessions", b"list_sessions", "list_tasks", b"list_tasks", "score_sessions", b"score_sessions"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "score_sessions", b"score_sessions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_sessions", b"list_sessions", "list_tasks", b"list_tasks", "score_sessions", b"score_sessions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "score_sessions", b"score_sessions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["get_session", "list_sessions", "score_sessions", "get_task", "list_tasks", "get_queue_stats", "explain_assignment", "claim_wait", "get_aggregate", "list_aggregates", "get_history", "list_alerts", "alert_events", "list_interventions", "get_lock", "get_classroom", "list_classrooms", "get_settings"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["get_session", "list_sessions", "score_sessions", "get_task", "list_tasks", "get_queue_stats", "explain_assignment", "claim_wait", "get_aggregate", "list_aggregates", "get_history", "list_alerts", "alert_events", "list_interventions", "get_lock", "get_classroom", "list_classrooms", "get_settings", "lock_wait", "list_locks"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -205,6 +217,64 @@ class ClaimWaitResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ClaimWaitResult: _TypeAlias = ClaimWaitResult  # noqa: Y015
+
+@_typing.final
+class LockWaitQuery(_message.Message):
+    """LockWaitQuery asks what became of a wait for a lock."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAITER_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    waiter_id: _builtins.int
+    """The wait."""
+    name: _builtins.str
+    """The lock."""
+    def __init__(
+        self,
+        *,
+        waiter_id: _builtins.int = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "waiter_id", b"waiter_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LockWaitQuery: _TypeAlias = LockWaitQuery  # noqa: Y015
+
+@_typing.final
+class LockWaitResult(_message.Message):
+    """LockWaitResult says what became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAITING_FIELD_NUMBER: _builtins.int
+    ACQUIRED_FIELD_NUMBER: _builtins.int
+    LOCK_FIELD_NUMBER: _builtins.int
+    waiting: _builtins.bool
+    """Whether it still waits."""
+    acquired: _builtins.bool
+    """Whether it was granted the lock and the grant lives."""
+    @_builtins.property
+    def lock(self) -> _lock_pb2.Lock:
+        """The lock."""
+
+    def __init__(
+        self,
+        *,
+        waiting: _builtins.bool = ...,
+        acquired: _builtins.bool = ...,
+        lock: _lock_pb2.Lock | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lock", b"lock"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acquired", b"acquired", "lock", b"lock", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LockWaitResult: _TypeAlias = LockWaitResult  # noqa: Y015
 
 @_typing.final
 class AlertEventsQuery(_message.Message):
@@ -299,6 +369,8 @@ class QueryResult(_message.Message):
     GET_CLASSROOM_FIELD_NUMBER: _builtins.int
     LIST_CLASSROOMS_FIELD_NUMBER: _builtins.int
     GET_SETTINGS_FIELD_NUMBER: _builtins.int
+    LOCK_WAIT_FIELD_NUMBER: _builtins.int
+    LIST_LOCKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def refusal(self) -> _command_pb2.Refusal:
         """The query was refused."""
@@ -375,6 +447,14 @@ class QueryResult(_message.Message):
     def get_settings(self) -> _cluster_pb2.GetSettingsResponse:
         """Settings."""
 
+    @_builtins.property
+    def lock_wait(self) -> Global___LockWaitResult:
+        """What became of a wait for a lock."""
+
+    @_builtins.property
+    def list_locks(self) -> _lock_pb2.ListLocksResponse:
+        """Locks that are held."""
+
     def __init__(
         self,
         *,
@@ -397,12 +477,14 @@ class QueryResult(_message.Message):
         get_classroom: _classroom_pb2.GetClassroomResponse | None = ...,
         list_classrooms: _classroom_pb2.ListClassroomsResponse | None = ...,
         get_settings: _cluster_pb2.GetSettingsResponse | None = ...,
+        lock_wait: Global___LockWaitResult | None = ...,
+        list_locks: _lock_pb2.ListLocksResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_sessions", b"list_sessions", "list_tasks", b"list_tasks", "refusal", b"refusal", "score_sessions", b"score_sessions"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "refusal", b"refusal", "score_sessions", b"score_sessions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_sessions", b"list_sessions", "list_tasks", b"list_tasks", "refusal", b"refusal", "score_sessions", b"score_sessions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "refusal", b"refusal", "score_sessions", b"score_sessions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["refusal", "get_session", "list_sessions", "score_sessions", "get_task", "list_tasks", "get_queue_stats", "explain_assignment", "claim_wait", "get_aggregate", "list_aggregates", "get_history", "list_alerts", "alert_events", "list_interventions", "get_lock", "get_classroom", "list_classrooms", "get_settings"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["refusal", "get_session", "list_sessions", "score_sessions", "get_task", "list_tasks", "get_queue_stats", "explain_assignment", "claim_wait", "get_aggregate", "list_aggregates", "get_history", "list_alerts", "alert_events", "list_interventions", "get_lock", "get_classroom", "list_classrooms", "get_settings", "lock_wait", "list_locks"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 

@@ -44,6 +44,9 @@ class SnapshotRecord(_message.Message):
     WAIT_COUNTERS_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
     GRANTED_WAITS_FIELD_NUMBER: _builtins.int
+    LOCK_COUNTERS_FIELD_NUMBER: _builtins.int
+    LOCK_FIELD_NUMBER: _builtins.int
+    LOCK_WAIT_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     TIMELINE_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
@@ -103,6 +106,18 @@ class SnapshotRecord(_message.Message):
         """Granted waits in the order in which they are dropped."""
 
     @_builtins.property
+    def lock_counters(self) -> Global___LockCounters:
+        """Counters of the locks; absent where none was ever acquired."""
+
+    @_builtins.property
+    def lock(self) -> Global___LockRecord:
+        """A lock that is held."""
+
+    @_builtins.property
+    def lock_wait(self) -> Global___LockWaitRecord:
+        """A wait for a lock."""
+
+    @_builtins.property
     def source(self) -> _metrics_record_pb2.SourceRecord:
         """64 to 127: metrics and alerts.
 
@@ -148,6 +163,9 @@ class SnapshotRecord(_message.Message):
         wait_counters: Global___WaitCounters | None = ...,
         wait: Global___WaitRecord | None = ...,
         granted_waits: Global___GrantedWaits | None = ...,
+        lock_counters: Global___LockCounters | None = ...,
+        lock: Global___LockRecord | None = ...,
+        lock_wait: Global___LockWaitRecord | None = ...,
         source: _metrics_record_pb2.SourceRecord | None = ...,
         timeline: _metrics_record_pb2.TimelineRecord | None = ...,
         window: _metrics_record_pb2.WindowRecord | None = ...,
@@ -156,11 +174,11 @@ class SnapshotRecord(_message.Message):
         alert: _metrics_record_pb2.AlertRecord | None = ...,
         episode: _metrics_record_pb2.EpisodeRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "alert_counters", b"alert_counters", "alert_events", b"alert_events", "body", b"body", "episode", b"episode", "finished_tasks", b"finished_tasks", "granted_waits", b"granted_waits", "header", b"header", "request", b"request", "request_sweeps", b"request_sweeps", "session", b"session", "session_counters", b"session_counters", "source", b"source", "task", b"task", "task_counters", b"task_counters", "timeline", b"timeline", "trailer", b"trailer", "wait", b"wait", "wait_counters", b"wait_counters", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "alert_counters", b"alert_counters", "alert_events", b"alert_events", "body", b"body", "episode", b"episode", "finished_tasks", b"finished_tasks", "granted_waits", b"granted_waits", "header", b"header", "lock", b"lock", "lock_counters", b"lock_counters", "lock_wait", b"lock_wait", "request", b"request", "request_sweeps", b"request_sweeps", "session", b"session", "session_counters", b"session_counters", "source", b"source", "task", b"task", "task_counters", b"task_counters", "timeline", b"timeline", "trailer", b"trailer", "wait", b"wait", "wait_counters", b"wait_counters", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "alert_counters", b"alert_counters", "alert_events", b"alert_events", "body", b"body", "episode", b"episode", "finished_tasks", b"finished_tasks", "granted_waits", b"granted_waits", "header", b"header", "request", b"request", "request_sweeps", b"request_sweeps", "session", b"session", "session_counters", b"session_counters", "source", b"source", "task", b"task", "task_counters", b"task_counters", "timeline", b"timeline", "trailer", b"trailer", "wait", b"wait", "wait_counters", b"wait_counters", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "alert_counters", b"alert_counters", "alert_events", b"alert_events", "body", b"body", "episode", b"episode", "finished_tasks", b"finished_tasks", "granted_waits", b"granted_waits", "header", b"header", "lock", b"lock", "lock_counters", b"lock_counters", "lock_wait", b"lock_wait", "request", b"request", "request_sweeps", b"request_sweeps", "session", b"session", "session_counters", b"session_counters", "source", b"source", "task", b"task", "task_counters", b"task_counters", "timeline", b"timeline", "trailer", b"trailer", "wait", b"wait", "wait_counters", b"wait_counters", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["header", "trailer", "request", "request_sweeps", "session_counters", "session", "task_counters", "task", "finished_tasks", "wait_counters", "wait", "granted_waits", "source", "timeline", "window", "alert_events", "alert_counters", "alert", "episode"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["header", "trailer", "request", "request_sweeps", "session_counters", "session", "task_counters", "task", "finished_tasks", "wait_counters", "wait", "granted_waits", "lock_counters", "lock", "lock_wait", "source", "timeline", "window", "alert_events", "alert_counters", "alert", "episode"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -757,3 +775,117 @@ class GrantedWaits(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GrantedWaits: _TypeAlias = GrantedWaits  # noqa: Y015
+
+@_typing.final
+class LockCounters(_message.Message):
+    """LockCounters holds what outlives locks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAST_TOKEN_FIELD_NUMBER: _builtins.int
+    LAST_WAITER_ID_FIELD_NUMBER: _builtins.int
+    last_token: _builtins.int
+    """Newest fencing token."""
+    last_waiter_id: _builtins.int
+    """Newest id of a wait."""
+    def __init__(
+        self,
+        *,
+        last_token: _builtins.int = ...,
+        last_waiter_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_token", b"last_token", "last_waiter_id", b"last_waiter_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LockCounters: _TypeAlias = LockCounters  # noqa: Y015
+
+@_typing.final
+class LockRecord(_message.Message):
+    """LockRecord is one lock that is held."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    FENCING_TOKEN_FIELD_NUMBER: _builtins.int
+    LEASE_MS_FIELD_NUMBER: _builtins.int
+    EXPIRE_MS_FIELD_NUMBER: _builtins.int
+    ACQUIRE_MS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name."""
+    holder: _builtins.str
+    """Who holds it."""
+    fencing_token: _builtins.int
+    """Token of the acquisition."""
+    lease_ms: _builtins.int
+    """Length of the lease."""
+    expire_ms: _builtins.int
+    """When the lease ends."""
+    acquire_ms: _builtins.int
+    """When it was acquired."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        holder: _builtins.str = ...,
+        fencing_token: _builtins.int = ...,
+        lease_ms: _builtins.int = ...,
+        expire_ms: _builtins.int = ...,
+        acquire_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acquire_ms", b"acquire_ms", "expire_ms", b"expire_ms", "fencing_token", b"fencing_token", "holder", b"holder", "lease_ms", b"lease_ms", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LockRecord: _TypeAlias = LockRecord  # noqa: Y015
+
+@_typing.final
+class LockWaitRecord(_message.Message):
+    """LockWaitRecord is a caller that waits for a lock, or was granted it and has not fetched it yet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAITER_ID_FIELD_NUMBER: _builtins.int
+    ARRIVAL_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    LEASE_MS_FIELD_NUMBER: _builtins.int
+    DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    GRANTED_TOKEN_FIELD_NUMBER: _builtins.int
+    waiter_id: _builtins.int
+    """Id."""
+    arrival: _builtins.int
+    """Place in the order of those that wait."""
+    name: _builtins.str
+    """The lock."""
+    holder: _builtins.str
+    """Who will hold it."""
+    lease_ms: _builtins.int
+    """Length of the lease."""
+    deadline_ms: _builtins.int
+    """When the wait ends."""
+    granted_token: _builtins.int
+    """Token of the grant; 0 while it waits."""
+    def __init__(
+        self,
+        *,
+        waiter_id: _builtins.int = ...,
+        arrival: _builtins.int = ...,
+        name: _builtins.str = ...,
+        holder: _builtins.str = ...,
+        lease_ms: _builtins.int = ...,
+        deadline_ms: _builtins.int = ...,
+        granted_token: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrival", b"arrival", "deadline_ms", b"deadline_ms", "granted_token", b"granted_token", "holder", b"holder", "lease_ms", b"lease_ms", "name", b"name", "waiter_id", b"waiter_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LockWaitRecord: _TypeAlias = LockWaitRecord  # noqa: Y015

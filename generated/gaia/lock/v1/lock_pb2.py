@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17gaia/lock/v1/lock.proto\x12\x0cgaia.lock.v1\x1a\x1bgaia/common/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x83\x01\n\x04Lock\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\x15\n\rfencing_token\x18\x03 \x01(\x03\x12\x35\n\x11lease_expire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07waiting\x18\x05 \x01(\x05\"\x99\x01\n\x12\x41\x63quireLockRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"n\n\x13\x41\x63quireLockResponse\x12 \n\x04lock\x18\x01 \x01(\x0b\x32\x12.gaia.lock.v1.Lock\x12\x10\n\x08\x61\x63quired\x18\x02 \x01(\x08\x12\x0c\n\x04term\x18\x03 \x01(\x03\x12\x15\n\rapplied_index\x18\x04 \x01(\x03\"q\n\x10RenewLockRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\x15\n\rfencing_token\x18\x03 \x01(\x03\x12(\n\x05lease\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"Z\n\x11RenewLockResponse\x12 \n\x04lock\x18\x01 \x01(\x0b\x32\x12.gaia.lock.v1.Lock\x12\x0c\n\x04term\x18\x02 \x01(\x03\x12\x15\n\rapplied_index\x18\x03 \x01(\x03\"I\n\x12ReleaseLockRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\x15\n\rfencing_token\x18\x03 \x01(\x03\"\\\n\x13ReleaseLockResponse\x12 \n\x04lock\x18\x01 \x01(\x0b\x32\x12.gaia.lock.v1.Lock\x12\x0c\n\x04term\x18\x02 \x01(\x03\x12\x15\n\rapplied_index\x18\x03 \x01(\x03\"P\n\x0eGetLockRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\x0b\x63onsistency\x18\x02 \x01(\x0e\x32\x1b.gaia.common.v1.Consistency\"3\n\x0fGetLockResponse\x12 \n\x04lock\x18\x01 \x01(\x0b\x32\x12.gaia.lock.v1.Lock2\xcb\x02\n\x0bLockService\x12R\n\x0b\x41\x63quireLock\x12 .gaia.lock.v1.AcquireLockRequest\x1a!.gaia.lock.v1.AcquireLockResponse\x12L\n\tRenewLock\x12\x1e.gaia.lock.v1.RenewLockRequest\x1a\x1f.gaia.lock.v1.RenewLockResponse\x12R\n\x0bReleaseLock\x12 .gaia.lock.v1.ReleaseLockRequest\x1a!.gaia.lock.v1.ReleaseLockResponse\x12\x46\n\x07GetLock\x12\x1c.gaia.lock.v1.GetLockRequest\x1a\x1d.gaia.lock.v1.GetLockResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17gaia/lock/v1/lock.proto\x12\x0cgaia.lock.v1\x1a\x1bgaia/common/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\x01\n\x04Lock\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\x15\n\rfencing_token\x18\x03 \x01(\x03\x12\x35\n\x11lease_expire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07waiting\x18\x05 \x01(\x05\x12(\n\x05lease\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\x0c\x61\x63quire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x99\x01\n\x12\x41\x63quireLockRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"n\n\x13\x41\x63quireLockResponse\x12 \n\x04lock\x18\x01 \x01(\x0b\x32\x12.gaia.lock.v1.Lock\x12\x10\n\x08\x61\x63quired\x18\x02 \x01(\x08\x12\x0c\n\x04term\x18\x03 \x01(\x03\x12\x15\n\rapplied_index\x18\x04 \x01(\x03\"q\n\x10RenewLockRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\x15\n\rfencing_token\x18\x03 \x01(\x03\x12(\n\x05lease\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"Z\n\x11RenewLockResponse\x12 \n\x04lock\x18\x01 \x01(\x0b\x32\x12.gaia.lock.v1.Lock\x12\x0c\n\x04term\x18\x02 \x01(\x03\x12\x15\n\rapplied_index\x18\x03 \x01(\x03\"]\n\x12ReleaseLockRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\x15\n\rfencing_token\x18\x03 \x01(\x03\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\\\n\x13ReleaseLockResponse\x12 \n\x04lock\x18\x01 \x01(\x0b\x32\x12.gaia.lock.v1.Lock\x12\x0c\n\x04term\x18\x02 \x01(\x03\x12\x15\n\rapplied_index\x18\x03 \x01(\x03\"P\n\x0eGetLockRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\x0b\x63onsistency\x18\x02 \x01(\x0e\x32\x1b.gaia.common.v1.Consistency\"3\n\x0fGetLockResponse\x12 \n\x04lock\x18\x01 \x01(\x0b\x32\x12.gaia.lock.v1.Lock\"{\n\x10ListLocksRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06holder\x18\x03 \x01(\t\x12\x30\n\x0b\x63onsistency\x18\x04 \x01(\x0e\x32\x1b.gaia.common.v1.Consistency\"O\n\x11ListLocksResponse\x12!\n\x05locks\x18\x01 \x03(\x0b\x32\x12.gaia.lock.v1.Lock\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x99\x03\n\x0bLockService\x12R\n\x0b\x41\x63quireLock\x12 .gaia.lock.v1.AcquireLockRequest\x1a!.gaia.lock.v1.AcquireLockResponse\x12L\n\tRenewLock\x12\x1e.gaia.lock.v1.RenewLockRequest\x1a\x1f.gaia.lock.v1.RenewLockResponse\x12R\n\x0bReleaseLock\x12 .gaia.lock.v1.ReleaseLockRequest\x1a!.gaia.lock.v1.ReleaseLockResponse\x12\x46\n\x07GetLock\x12\x1c.gaia.lock.v1.GetLockRequest\x1a\x1d.gaia.lock.v1.GetLockResponse\x12L\n\tListLocks\x12\x1e.gaia.lock.v1.ListLocksRequest\x1a\x1f.gaia.lock.v1.ListLocksResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,23 +35,27 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gaia.lock.v1.lock_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LOCK']._serialized_start=136
-  _globals['_LOCK']._serialized_end=267
-  _globals['_ACQUIRELOCKREQUEST']._serialized_start=270
-  _globals['_ACQUIRELOCKREQUEST']._serialized_end=423
-  _globals['_ACQUIRELOCKRESPONSE']._serialized_start=425
-  _globals['_ACQUIRELOCKRESPONSE']._serialized_end=535
-  _globals['_RENEWLOCKREQUEST']._serialized_start=537
-  _globals['_RENEWLOCKREQUEST']._serialized_end=650
-  _globals['_RENEWLOCKRESPONSE']._serialized_start=652
-  _globals['_RENEWLOCKRESPONSE']._serialized_end=742
-  _globals['_RELEASELOCKREQUEST']._serialized_start=744
-  _globals['_RELEASELOCKREQUEST']._serialized_end=817
-  _globals['_RELEASELOCKRESPONSE']._serialized_start=819
-  _globals['_RELEASELOCKRESPONSE']._serialized_end=911
-  _globals['_GETLOCKREQUEST']._serialized_start=913
-  _globals['_GETLOCKREQUEST']._serialized_end=993
-  _globals['_GETLOCKRESPONSE']._serialized_start=995
-  _globals['_GETLOCKRESPONSE']._serialized_end=1046
-  _globals['_LOCKSERVICE']._serialized_start=1049
-  _globals['_LOCKSERVICE']._serialized_end=1380
+  _globals['_LOCK']._serialized_end=359
+  _globals['_ACQUIRELOCKREQUEST']._serialized_start=362
+  _globals['_ACQUIRELOCKREQUEST']._serialized_end=515
+  _globals['_ACQUIRELOCKRESPONSE']._serialized_start=517
+  _globals['_ACQUIRELOCKRESPONSE']._serialized_end=627
+  _globals['_RENEWLOCKREQUEST']._serialized_start=629
+  _globals['_RENEWLOCKREQUEST']._serialized_end=742
+  _globals['_RENEWLOCKRESPONSE']._serialized_start=744
+  _globals['_RENEWLOCKRESPONSE']._serialized_end=834
+  _globals['_RELEASELOCKREQUEST']._serialized_start=836
+  _globals['_RELEASELOCKREQUEST']._serialized_end=929
+  _globals['_RELEASELOCKRESPONSE']._serialized_start=931
+  _globals['_RELEASELOCKRESPONSE']._serialized_end=1023
+  _globals['_GETLOCKREQUEST']._serialized_start=1025
+  _globals['_GETLOCKREQUEST']._serialized_end=1105
+  _globals['_GETLOCKRESPONSE']._serialized_start=1107
+  _globals['_GETLOCKRESPONSE']._serialized_end=1158
+  _globals['_LISTLOCKSREQUEST']._serialized_start=1160
+  _globals['_LISTLOCKSREQUEST']._serialized_end=1283
+  _globals['_LISTLOCKSRESPONSE']._serialized_start=1285
+  _globals['_LISTLOCKSRESPONSE']._serialized_end=1364
+  _globals['_LOCKSERVICE']._serialized_start=1367
+  _globals['_LOCKSERVICE']._serialized_end=1776
 # @@protoc_insertion_point(module_scope)

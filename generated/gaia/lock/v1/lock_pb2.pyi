@@ -3,11 +3,13 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from gaia.common.v1 import common_pb2 as _common_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -30,17 +32,27 @@ class Lock(_message.Message):
     FENCING_TOKEN_FIELD_NUMBER: _builtins.int
     LEASE_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
+    ACQUIRE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name; [A-Za-z0-9._:-]{1,128}."""
     holder: _builtins.str
     """Who holds it; empty where it is free."""
     fencing_token: _builtins.int
-    """Grows with each acquisition."""
+    """Grows with each acquisition of any lock; 0 where it is free."""
     waiting: _builtins.int
     """Callers that wait for it."""
     @_builtins.property
     def lease_expire_time(self) -> _timestamp_pb2.Timestamp:
         """Log time at which the lease ends unless it is renewed."""
+
+    @_builtins.property
+    def lease(self) -> _duration_pb2.Duration:
+        """Length of the lease, as acquired or renewed last."""
+
+    @_builtins.property
+    def acquire_time(self) -> _timestamp_pb2.Timestamp:
+        """Log time at which the holder got it."""
 
     def __init__(
         self,
@@ -50,10 +62,12 @@ class Lock(_message.Message):
         fencing_token: _builtins.int = ...,
         lease_expire_time: _timestamp_pb2.Timestamp | None = ...,
         waiting: _builtins.int = ...,
+        lease: _duration_pb2.Duration | None = ...,
+        acquire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["lease_expire_time", b"lease_expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acquire_time", b"acquire_time", "lease", b"lease", "lease_expire_time", b"lease_expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fencing_token", b"fencing_token", "holder", b"holder", "lease_expire_time", b"lease_expire_time", "name", b"name", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acquire_time", b"acquire_time", "fencing_token", b"fencing_token", "holder", b"holder", "lease", b"lease", "lease_expire_time", b"lease_expire_time", "name", b"name", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -71,14 +85,14 @@ class AcquireLockRequest(_message.Message):
     WAIT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The lock."""
+    """The lock; [A-Za-z0-9._:-]{1,128}."""
     holder: _builtins.str
-    """Who will hold it."""
+    """Who will hold it; required, 1 to 128 characters."""
     request_id: _builtins.str
     """Makes a retry safe; kept for 15 minutes."""
     @_builtins.property
     def lease(self) -> _duration_pb2.Duration:
-        """Length of the lease; unset takes lock.lease (30 s)."""
+        """Length of the lease, 50 ms to lock.max_lease; unset takes lock.lease (30 s)."""
 
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
@@ -119,7 +133,7 @@ class AcquireLockResponse(_message.Message):
     """Index of the log entry."""
     @_builtins.property
     def lock(self) -> Global___Lock:
-        """The lock."""
+        """The lock; where it was not acquired it names who holds it."""
 
     def __init__(
         self,
@@ -155,7 +169,7 @@ class RenewLockRequest(_message.Message):
     """Token of the acquisition."""
     @_builtins.property
     def lease(self) -> _duration_pb2.Duration:
-        """New length of the lease; unset takes lock.lease (30 s)."""
+        """New length of the lease from now on, 50 ms to lock.max_lease; unset takes lock.lease (30 s)."""
 
     def __init__(
         self,
@@ -214,22 +228,26 @@ class ReleaseLockRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     HOLDER_FIELD_NUMBER: _builtins.int
     FENCING_TOKEN_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The lock."""
     holder: _builtins.str
     """Who holds it."""
     fencing_token: _builtins.int
     """Token of the acquisition."""
+    request_id: _builtins.str
+    """Makes a retry safe; kept for 15 minutes."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         holder: _builtins.str = ...,
         fencing_token: _builtins.int = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fencing_token", b"fencing_token", "holder", b"holder", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fencing_token", b"fencing_token", "holder", b"holder", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -250,7 +268,7 @@ class ReleaseLockResponse(_message.Message):
     """Index of the log entry."""
     @_builtins.property
     def lock(self) -> Global___Lock:
-        """The lock."""
+        """The lock; who had waited for it may hold it already."""
 
     def __init__(
         self,
@@ -316,3 +334,65 @@ class GetLockResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetLockResponse: _TypeAlias = GetLockResponse  # noqa: Y015
+
+@_typing.final
+class ListLocksRequest(_message.Message):
+    """ListLocksRequest selects locks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Most locks to return; 0 takes 100, at most 1,000."""
+    page_token: _builtins.str
+    """Where to go on; empty for the first page."""
+    holder: _builtins.str
+    """Only locks of this holder."""
+    consistency: _common_pb2.Consistency.ValueType
+    """How fresh the answer must be."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        holder: _builtins.str = ...,
+        consistency: _common_pb2.Consistency.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "holder", b"holder", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLocksRequest: _TypeAlias = ListLocksRequest  # noqa: Y015
+
+@_typing.final
+class ListLocksResponse(_message.Message):
+    """ListLocksResponse returns a page of locks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOCKS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty where there is none. A page may be short and still have a next one."""
+    @_builtins.property
+    def locks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lock]:
+        """Locks in the order of their names."""
+
+    def __init__(
+        self,
+        *,
+        locks: _abc.Iterable[Global___Lock] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["locks", b"locks", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLocksResponse: _TypeAlias = ListLocksResponse  # noqa: Y015

@@ -29,6 +29,14 @@ class LockServiceStub(object):
     """LockService hands out named locks with a lease and a fencing token. No lock can promise mutual
     exclusion to a paused holder: pass the token to what the lock protects, and let that refuse lower
     tokens.
+
+    A lease is log time, which stands still while no leader leads: it is never over before its length
+    has passed since the last accepted call of the holder. The lease alone decides: a session whose
+    id is given as the holder keeps its locks until their leases end, also when it fails.
+
+    INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION, RESOURCE_EXHAUSTED and
+    UNAVAILABLE with the reason NO_QUORUM or DRAINING mean that nothing was changed. Any other failure
+    leaves the outcome unknown: repeat the call with the same request_id (RenewLock: as it was).
     """
 
     def __init__(self, channel):
@@ -57,37 +65,60 @@ class LockServiceStub(object):
                 request_serializer=gaia_dot_lock_dot_v1_dot_lock__pb2.GetLockRequest.SerializeToString,
                 response_deserializer=gaia_dot_lock_dot_v1_dot_lock__pb2.GetLockResponse.FromString,
                 _registered_method=True)
+        self.ListLocks = channel.unary_unary(
+                '/gaia.lock.v1.LockService/ListLocks',
+                request_serializer=gaia_dot_lock_dot_v1_dot_lock__pb2.ListLocksRequest.SerializeToString,
+                response_deserializer=gaia_dot_lock_dot_v1_dot_lock__pb2.ListLocksResponse.FromString,
+                _registered_method=True)
 
 
 class LockServiceServicer(object):
     """LockService hands out named locks with a lease and a fencing token. No lock can promise mutual
     exclusion to a paused holder: pass the token to what the lock protects, and let that refuse lower
     tokens.
+
+    A lease is log time, which stands still while no leader leads: it is never over before its length
+    has passed since the last accepted call of the holder. The lease alone decides: a session whose
+    id is given as the holder keeps its locks until their leases end, also when it fails.
+
+    INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION, RESOURCE_EXHAUSTED and
+    UNAVAILABLE with the reason NO_QUORUM or DRAINING mean that nothing was changed. Any other failure
+    leaves the outcome unknown: repeat the call with the same request_id (RenewLock: as it was).
     """
 
     def AcquireLock(self, request, context):
-        """AcquireLock takes a lock or waits for it.
+        """AcquireLock takes a lock or waits for it, first come first served. A lock is not reentrant: its
+        holder waits as any other does. The same request_id returns the same grant while it lives.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RenewLock(self, request, context):
-        """RenewLock extends the lease; a stale token is FAILED_PRECONDITION.
+        """RenewLock extends the lease; a stale token is FAILED_PRECONDITION (STALE_LOCK, which names who
+        holds the lock under which token).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseLock(self, request, context):
-        """ReleaseLock gives the lock back; a stale token is FAILED_PRECONDITION.
+        """ReleaseLock gives the lock back, and the next that waits has it at once; a stale token is
+        FAILED_PRECONDITION (STALE_LOCK, which names who holds the lock under which token).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetLock(self, request, context):
-        """GetLock reads a lock.
+        """GetLock reads a lock; one that nobody holds has no holder and no token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLocks(self, request, context):
+        """ListLocks reads the locks that are held, in the order of their names.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -116,6 +147,11 @@ def add_LockServiceServicer_to_server(servicer, server):
                     request_deserializer=gaia_dot_lock_dot_v1_dot_lock__pb2.GetLockRequest.FromString,
                     response_serializer=gaia_dot_lock_dot_v1_dot_lock__pb2.GetLockResponse.SerializeToString,
             ),
+            'ListLocks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLocks,
+                    request_deserializer=gaia_dot_lock_dot_v1_dot_lock__pb2.ListLocksRequest.FromString,
+                    response_serializer=gaia_dot_lock_dot_v1_dot_lock__pb2.ListLocksResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'gaia.lock.v1.LockService', rpc_method_handlers)
@@ -128,6 +164,14 @@ class LockService(object):
     """LockService hands out named locks with a lease and a fencing token. No lock can promise mutual
     exclusion to a paused holder: pass the token to what the lock protects, and let that refuse lower
     tokens.
+
+    A lease is log time, which stands still while no leader leads: it is never over before its length
+    has passed since the last accepted call of the holder. The lease alone decides: a session whose
+    id is given as the holder keeps its locks until their leases end, also when it fails.
+
+    INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION, RESOURCE_EXHAUSTED and
+    UNAVAILABLE with the reason NO_QUORUM or DRAINING mean that nothing was changed. Any other failure
+    leaves the outcome unknown: repeat the call with the same request_id (RenewLock: as it was).
     """
 
     @staticmethod
@@ -228,6 +272,33 @@ class LockService(object):
             '/gaia.lock.v1.LockService/GetLock',
             gaia_dot_lock_dot_v1_dot_lock__pb2.GetLockRequest.SerializeToString,
             gaia_dot_lock_dot_v1_dot_lock__pb2.GetLockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gaia.lock.v1.LockService/ListLocks',
+            gaia_dot_lock_dot_v1_dot_lock__pb2.ListLocksRequest.SerializeToString,
+            gaia_dot_lock_dot_v1_dot_lock__pb2.ListLocksResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -30,6 +30,14 @@ class LockServiceStub:
     """LockService hands out named locks with a lease and a fencing token. No lock can promise mutual
     exclusion to a paused holder: pass the token to what the lock protects, and let that refuse lower
     tokens.
+
+    A lease is log time, which stands still while no leader leads: it is never over before its length
+    has passed since the last accepted call of the holder. The lease alone decides: a session whose
+    id is given as the holder keeps its locks until their leases end, also when it fails.
+
+    INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION, RESOURCE_EXHAUSTED and
+    UNAVAILABLE with the reason NO_QUORUM or DRAINING mean that nothing was changed. Any other failure
+    leaves the outcome unknown: repeat the call with the same request_id (RenewLock: as it was).
     """
 
     @_typing.overload
@@ -37,35 +45,67 @@ class LockServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> LockServiceAsyncStub: ...
     AcquireLock: _grpc.UnaryUnaryMultiCallable[_lock_pb2.AcquireLockRequest, _lock_pb2.AcquireLockResponse]
-    """AcquireLock takes a lock or waits for it."""
+    """AcquireLock takes a lock or waits for it, first come first served. A lock is not reentrant: its
+    holder waits as any other does. The same request_id returns the same grant while it lives.
+    """
     RenewLock: _grpc.UnaryUnaryMultiCallable[_lock_pb2.RenewLockRequest, _lock_pb2.RenewLockResponse]
-    """RenewLock extends the lease; a stale token is FAILED_PRECONDITION."""
+    """RenewLock extends the lease; a stale token is FAILED_PRECONDITION (STALE_LOCK, which names who
+    holds the lock under which token).
+    """
     ReleaseLock: _grpc.UnaryUnaryMultiCallable[_lock_pb2.ReleaseLockRequest, _lock_pb2.ReleaseLockResponse]
-    """ReleaseLock gives the lock back; a stale token is FAILED_PRECONDITION."""
+    """ReleaseLock gives the lock back, and the next that waits has it at once; a stale token is
+    FAILED_PRECONDITION (STALE_LOCK, which names who holds the lock under which token).
+    """
     GetLock: _grpc.UnaryUnaryMultiCallable[_lock_pb2.GetLockRequest, _lock_pb2.GetLockResponse]
-    """GetLock reads a lock."""
+    """GetLock reads a lock; one that nobody holds has no holder and no token."""
+    ListLocks: _grpc.UnaryUnaryMultiCallable[_lock_pb2.ListLocksRequest, _lock_pb2.ListLocksResponse]
+    """ListLocks reads the locks that are held, in the order of their names."""
 
 @_typing.type_check_only
 class LockServiceAsyncStub(LockServiceStub):
     """LockService hands out named locks with a lease and a fencing token. No lock can promise mutual
     exclusion to a paused holder: pass the token to what the lock protects, and let that refuse lower
     tokens.
+
+    A lease is log time, which stands still while no leader leads: it is never over before its length
+    has passed since the last accepted call of the holder. The lease alone decides: a session whose
+    id is given as the holder keeps its locks until their leases end, also when it fails.
+
+    INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION, RESOURCE_EXHAUSTED and
+    UNAVAILABLE with the reason NO_QUORUM or DRAINING mean that nothing was changed. Any other failure
+    leaves the outcome unknown: repeat the call with the same request_id (RenewLock: as it was).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     AcquireLock: _aio.UnaryUnaryMultiCallable[_lock_pb2.AcquireLockRequest, _lock_pb2.AcquireLockResponse]  # type: ignore[assignment]
-    """AcquireLock takes a lock or waits for it."""
+    """AcquireLock takes a lock or waits for it, first come first served. A lock is not reentrant: its
+    holder waits as any other does. The same request_id returns the same grant while it lives.
+    """
     RenewLock: _aio.UnaryUnaryMultiCallable[_lock_pb2.RenewLockRequest, _lock_pb2.RenewLockResponse]  # type: ignore[assignment]
-    """RenewLock extends the lease; a stale token is FAILED_PRECONDITION."""
+    """RenewLock extends the lease; a stale token is FAILED_PRECONDITION (STALE_LOCK, which names who
+    holds the lock under which token).
+    """
     ReleaseLock: _aio.UnaryUnaryMultiCallable[_lock_pb2.ReleaseLockRequest, _lock_pb2.ReleaseLockResponse]  # type: ignore[assignment]
-    """ReleaseLock gives the lock back; a stale token is FAILED_PRECONDITION."""
+    """ReleaseLock gives the lock back, and the next that waits has it at once; a stale token is
+    FAILED_PRECONDITION (STALE_LOCK, which names who holds the lock under which token).
+    """
     GetLock: _aio.UnaryUnaryMultiCallable[_lock_pb2.GetLockRequest, _lock_pb2.GetLockResponse]  # type: ignore[assignment]
-    """GetLock reads a lock."""
+    """GetLock reads a lock; one that nobody holds has no holder and no token."""
+    ListLocks: _aio.UnaryUnaryMultiCallable[_lock_pb2.ListLocksRequest, _lock_pb2.ListLocksResponse]  # type: ignore[assignment]
+    """ListLocks reads the locks that are held, in the order of their names."""
 
 class LockServiceServicer:
     """LockService hands out named locks with a lease and a fencing token. No lock can promise mutual
     exclusion to a paused holder: pass the token to what the lock protects, and let that refuse lower
     tokens.
+
+    A lease is log time, which stands still while no leader leads: it is never over before its length
+    has passed since the last accepted call of the holder. The lease alone decides: a session whose
+    id is given as the holder keeps its locks until their leases end, also when it fails.
+
+    INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION, RESOURCE_EXHAUSTED and
+    UNAVAILABLE with the reason NO_QUORUM or DRAINING mean that nothing was changed. Any other failure
+    leaves the outcome unknown: repeat the call with the same request_id (RenewLock: as it was).
     """
 
     def AcquireLock(
@@ -73,27 +113,40 @@ class LockServiceServicer:
         request: _lock_pb2.AcquireLockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_lock_pb2.AcquireLockResponse, _abc.Awaitable[_lock_pb2.AcquireLockResponse]]:
-        """AcquireLock takes a lock or waits for it."""
+        """AcquireLock takes a lock or waits for it, first come first served. A lock is not reentrant: its
+        holder waits as any other does. The same request_id returns the same grant while it lives.
+        """
 
     def RenewLock(
         self,
         request: _lock_pb2.RenewLockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_lock_pb2.RenewLockResponse, _abc.Awaitable[_lock_pb2.RenewLockResponse]]:
-        """RenewLock extends the lease; a stale token is FAILED_PRECONDITION."""
+        """RenewLock extends the lease; a stale token is FAILED_PRECONDITION (STALE_LOCK, which names who
+        holds the lock under which token).
+        """
 
     def ReleaseLock(
         self,
         request: _lock_pb2.ReleaseLockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_lock_pb2.ReleaseLockResponse, _abc.Awaitable[_lock_pb2.ReleaseLockResponse]]:
-        """ReleaseLock gives the lock back; a stale token is FAILED_PRECONDITION."""
+        """ReleaseLock gives the lock back, and the next that waits has it at once; a stale token is
+        FAILED_PRECONDITION (STALE_LOCK, which names who holds the lock under which token).
+        """
 
     def GetLock(
         self,
         request: _lock_pb2.GetLockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_lock_pb2.GetLockResponse, _abc.Awaitable[_lock_pb2.GetLockResponse]]:
-        """GetLock reads a lock."""
+        """GetLock reads a lock; one that nobody holds has no holder and no token."""
+
+    def ListLocks(
+        self,
+        request: _lock_pb2.ListLocksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_lock_pb2.ListLocksResponse, _abc.Awaitable[_lock_pb2.ListLocksResponse]]:
+        """ListLocks reads the locks that are held, in the order of their names."""
 
 def add_LockServiceServicer_to_server(servicer: LockServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
