@@ -71,12 +71,17 @@ class StorageConfig:
     snapshot_every_size_bytes: int = 64 << 20
     snapshot_keep_entries: int = 10_000
     """Entries before the snapshot that stay: who lags by fewer needs no snapshot."""
+    snapshot_keep_size_bytes: int = 64 << 20
+    """At most so much of them stays in memory."""
+    snapshot_hold_size_bytes: int = 256 << 20
+    """A leader keeps up to this much instead for a follower that is being brought up to date: else
+    one that takes longer than the next snapshot would get one snapshot after the other."""
     disk_stall_ms: int = 2_000
     """A leader with a write that takes longer gives its office up."""
 
     def __post_init__(self) -> None:
         for limit in fields(self):
-            least = 0 if limit.name == "snapshot_keep_entries" else 1
+            least = 0 if limit.name.startswith(("snapshot_keep", "snapshot_hold")) else 1
             if getattr(self, limit.name) < least:
                 raise ConfigError(f"storage.{limit.name} must be at least {least}")
 

@@ -112,7 +112,9 @@ class Peer:
             STATUS_TOPIC,
             lambda change, timeout_s: self.reconfiguration.change_here(change, timeout_s),
         )
-        self.snapshots = Snapshots(self.engine, store, disk, config.storage, tick_ms)
+        self.snapshots = Snapshots(
+            self.engine, store, disk, config.storage, tick_ms, patience_ticks
+        )
         self.restorer = Restorer(self.engine, store, disk, self._on_restored)
         self.transfers = SnapshotTransfer(self.engine, store, disk, self.snapshots.renew)
         self.reconfiguration = Reconfiguration(

@@ -25,6 +25,7 @@ from gaia_grpc.errors import (
 from gaia_grpc.node.api import SnapshotSummary
 from gaia_grpc.node.disk_thread import DiskThread
 from gaia_grpc.node.engine import Engine
+from gaia_grpc.raft.node import RaftNode
 from gaia_grpc.raft.types import Index, SnapshotMeta
 from gaia_grpc.state.snapshot_codec import SnapshotEncoder
 from gaia_grpc.storage.api import SnapshotStore, SnapshotWriter
@@ -34,8 +35,40 @@ _SLICE_S = SLICE_NS / 1e9
 _WRITE_BYTES = 256 << 10
 _RECORDS = 2
 _FULL_PAUSE_MS = 30_000
+_ENTRY_BYTES = 200
+"""Of memory that an entry takes beside its data."""
+_MAX_HELD_ENTRIES = 200_000
+"""To look at more of them would hold the loop up."""
 
 log = structlog.get_logger("gaia.node")
+
+
+def entries_to_keep(
+    core: RaftNode, meta: SnapshotMeta, config: StorageConfig, patience_ticks: int
+) -> int:
+    """How many entries before a snapshot stay in the log, within the limits of `config`.
+
+    For a follower that answers, those behind what it has, or behind the snapshot that it is
+    getting: they would be compacted while that is on its way (etcd holds compaction as well). One
+    that was not heard for `patience_ticks`, or never, is not waited for.
+    """
+    known = (core.progress(name) for name in (*core.members.voters, *core.members.learners))
+    followers = (each for each in known if each and each.heard_ticks_ago <= patience_ticks)
+    reached = (max(each.match_index, each.snapshot_index) for each in followers)
+    lag = meta.index - min((index for index in reached if index), default=meta.index)
+    lag = min(lag, _MAX_HELD_ENTRIES)
+    first = max(core.first_index, meta.index - max(lag, config.snapshot_keep_entries) + 1)
+    count = size_bytes = 0
+    for entry in reversed(core.entries(Index(first), meta.index - first + 1)):
+        size_bytes += len(entry.data) + _ENTRY_BYTES
+        kept = (
+            count < config.snapshot_keep_entries and size_bytes <= config.snapshot_keep_size_bytes
+        )
+        held = count < lag and size_bytes <= config.snapshot_hold_size_bytes
+        if not kept and not held:
+            break
+        count += 1
+    return count
 
 
 @dataclass(slots=True)
@@ -58,7 +91,9 @@ class Snapshots:
         disk: DiskThread,
         config: StorageConfig,
         tick_ms: int,
+        patience_ticks: int,
     ) -> None:
+        """`patience_ticks`: no log is kept for a follower that was not heard for longer."""
         self.stats = SnapshotStats()
         self.latest: SnapshotSummary | None = None
         """The newest one that this peer has made, restored or installed."""
@@ -67,6 +102,7 @@ class Snapshots:
         self._disk = disk
         self._config = config
         self._tick_ms = tick_ms
+        self._patience_ticks = patience_ticks
         self._pause_ticks = 0
         self._ticked = asyncio.Event()
         self._counted_bytes = 0
@@ -180,7 +216,8 @@ class Snapshots:
             meta.index, meta.term, info.size_bytes, info.sha256, state_hash
         )
         self.stats.made += 1
-        base = self._engine.compact(meta, self._config.snapshot_keep_entries)
+        keep_entries = entries_to_keep(self._engine.core, meta, self._config, self._patience_ticks)
+        base = self._engine.compact(meta, keep_entries)
         log.info(
             "snapshot",
             index=meta.index,

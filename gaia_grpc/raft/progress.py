@@ -41,6 +41,8 @@ class PeerProgress:
     inflight: int
     """Appends with entries that are not answered yet."""
     heard_ticks_ago: int
+    snapshot_index: Index = Index(0)
+    """Up to here the snapshot on its way reaches; 0 where none is."""
 
 
 @dataclass(slots=True)
@@ -143,6 +145,7 @@ class Progress:
             self.next_index,
             len(self.window),
             now_ticks - self.last_heard_ticks,
+            self.snapshot_index if self.state is ProgressState.SNAPSHOT else Index(0),
         )
 
     def _replicate(self) -> None:

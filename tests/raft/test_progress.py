@@ -120,6 +120,10 @@ def test_the_view_of_a_follower() -> None:
     each.window.append(Index(9))
     each.last_heard_ticks = 5
     assert each.view(8) == PeerProgress("replicate", Index(3), Index(10), 1, 3)
+    each.await_snapshot(Index(7))
+    assert each.view(8) == PeerProgress("snapshot", Index(3), Index(10), 0, 3, Index(7))
+    each.leave_snapshot(Index(2))
+    assert each.view(8).snapshot_index == 0
 
 
 OPERATIONS = st.sampled_from(["accept", "refuse", "snapshot", "fail", "compact"])
