@@ -9,7 +9,6 @@ no forgotten process can mistake it for its own. Its first entry says where it c
 from __future__ import annotations
 
 import hashlib
-import time
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from gaia.command.v1 import command_pb2
 
 from gaia_grpc.errors import StorageDamagedError
+from gaia_grpc.node.clock import SystemClock
 from gaia_grpc.node.members import encode_configuration
 from gaia_grpc.raft.types import Entry, EntryKind, HardState, Index, NodeId, SnapshotMeta, Term
 from gaia_grpc.state.machine import StateMachine
@@ -128,7 +128,7 @@ def restore_directory(path: Path, data_dir: Path, node_id: str, peer_address: st
         )
     )
     data = stamp(
-        command.SerializeToString(deterministic=True), machine.elapsed_ms, int(time.time() * 1000)
+        command.SerializeToString(deterministic=True), machine.elapsed_ms, SystemClock().wall_ms()
     )
     first = Entry(meta.term, Index(found.index + 1), EntryKind.COMMAND, data)
     DataDirectory.restore(
