@@ -25,7 +25,7 @@ def command(**fields: Any) -> command_pb2.Command:
 class Log:
     """Applies commands at `now_ms`, as a leader would, and keeps them for another machine."""
 
-    def __init__(self, *settings: tuple[str, str], found: bool = True) -> None:
+    def __init__(self, *settings: tuple[str, str], found: bool = True, level: int = 0) -> None:
         self.machine = StateMachine()
         self.entries: list[tuple[int, bytes]] = []
         self.now_ms = START_MS
@@ -35,6 +35,7 @@ class Log:
                 settings=[
                     cluster_pb2.SettingChange(name=name, value=value) for name, value in settings
                 ],
+                feature_level=level,
             )
             result = self.apply(command_pb2.Command(found_cluster=body))
             assert result.WhichOneof("body") == "settings", result

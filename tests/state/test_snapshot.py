@@ -18,6 +18,7 @@ from gaia_grpc.raft.types import EntryKind
 from gaia_grpc.state.machine import StateMachine
 from tests.state import scenario
 from tests.state.harness import Log
+from tests.state.lock_log import lock_log
 from tests.state.replay_hash import mixed_log
 from tests.state.snapshot_checks import (
     Entries,
@@ -37,6 +38,7 @@ LOGS: dict[str, Callable[[int], Log]] = {
     "busy": busy_log,
     "mixed": lambda seed: mixed_log(seed, 250),
     "lesson": lambda seed: scenario.run(seed, 120),
+    "locks": lambda seed: lock_log(seed, 250),
 }
 
 
