@@ -50,13 +50,15 @@ def entries_to_keep(
 
     For a follower that answers, those behind what it has, or behind the snapshot that it is
     getting: they would be compacted while that is on its way (etcd holds compaction as well). One
-    that was not heard for `patience_ticks`, or never, is not waited for.
+    that was not heard for `patience_ticks`, or whose connection broke, is not waited for.
     """
     known = (core.progress(name) for name in (*core.members.voters, *core.members.learners))
-    followers = (each for each in known if each and each.heard_ticks_ago <= patience_ticks)
-    reached = (max(each.match_index, each.snapshot_index) for each in followers)
-    lag = meta.index - min((index for index in reached if index), default=meta.index)
-    lag = min(lag, _MAX_HELD_ENTRIES)
+    reached = (
+        max(each.match_index, each.snapshot_index)
+        for each in known
+        if each and each.state != "probe" and each.heard_ticks_ago <= patience_ticks
+    )
+    lag = min(meta.index - min(reached, default=meta.index), _MAX_HELD_ENTRIES)
     first = max(core.first_index, meta.index - max(lag, config.snapshot_keep_entries) + 1)
     count = size_bytes = 0
     for entry in reversed(core.entries(Index(first), meta.index - first + 1)):
@@ -134,7 +136,8 @@ class Snapshots:
                     if applier.restoring or wanted == 0 or self._engine.stopped:
                         raise UnavailableError("there is no state yet", retry_after_ms=100)
                     making = self._making or self._begin()
-                    if await asyncio.shield(making) is None:
+                    await asyncio.wait((making,))
+                    if making.cancelled() or making.result() is None:
                         raise UnavailableError("the snapshot was given up", retry_after_ms=1_000)
                 return self.latest
         except TimeoutError:

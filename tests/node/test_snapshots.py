@@ -23,15 +23,17 @@ from gaia_grpc.node.driver import NodeDriver
 from gaia_grpc.node.restoring import Restorer
 from gaia_grpc.node.topics import TopicBoard
 from gaia_grpc.raft.effects import RoleName
-from gaia_grpc.raft.types import Index
+from gaia_grpc.raft.types import Index, NodeId
 from gaia_grpc.state.machine import StateMachine
 from gaia_grpc.storage import snapshot_handles
 from gaia_grpc.storage.api import SnapshotReader
 from gaia_grpc.storage.snapshots import FileSnapshotStore
 from gaia_grpc.storage.sqlite_log import SqliteLog
 from tests.support.local_cluster import (
+    FAST,
     LocalCluster,
     count_tasks,
+    engine_of,
     enqueue,
     running,
     until,
@@ -50,6 +52,14 @@ def snapshotting(root: Path, storage: StorageConfig = SMALL) -> LocalCluster:
 def has_compacted(driver: NodeDriver, index: int) -> bool:
     status = driver.status()
     return status.snapshot_index >= index and status.first_log_index > index - 10
+
+
+def is_not_heard(cluster: LocalCluster, leader: str, name: str) -> bool:
+    """The leader keeps no log for it any more."""
+    progress = engine_of(cluster.drivers[leader]).core.progress(NodeId(name))
+    return progress is None or progress.heard_ticks_ago * FAST.tick_ms > (
+        FAST.election_timeout_max_ms
+    )
 
 
 def is_tidy(stored: SqliteLog, snapshots: FileSnapshotStore) -> bool:
@@ -123,6 +133,7 @@ async def test_lagging_follower_is_brought_back_by_a_snapshot_while_writes_go_on
         lagging = next(name for name in cluster.names if name != leader)
         await writer.more(10)
         await cluster.crash(lagging)
+        await until(partial(is_not_heard, cluster, leader, lagging))
         await writer.more(150)
         first = cluster.drivers[await cluster.leader()].status().first_log_index
         assert first > 50
@@ -162,6 +173,21 @@ async def test_snapshot_on_demand_can_be_read_by_anybody(tmp_path: Path) -> None
         data = b"".join([chunk async for chunk in stream])
         await stream.close()
         assert hashlib.sha256(data).digest() == summary.sha256
+
+
+async def test_snapshot_that_is_given_up_tells_who_asked_for_it(tmp_path: Path) -> None:
+    """One from the leader has come in between: no cancellation, which nobody has asked for."""
+    async with running(LocalCluster(tmp_path, ("n1",))) as cluster:
+        await cluster.leader()
+        await enqueue_some(cluster, "n1", 20)
+        driver = cluster.drivers["n1"]
+        taking = asyncio.create_task(driver.take_snapshot(timeout_s=5))
+        snapshots = driver.inbound.running().snapshots
+        await until(lambda: snapshots.stats.slices > 0)
+        snapshots.give_up()
+        with pytest.raises(UnavailableError, match="given up"):
+            await taking
+        assert (await driver.take_snapshot(timeout_s=5)).index > 0
 
 
 # --- crashes and damage ---------------------------------------------------------------------------
@@ -253,6 +279,7 @@ async def test_b22_damaged_snapshot_of_a_leader_is_not_sent_but_made_anew(tmp_pa
         await cluster.agree()
         lagging = next(name for name in cluster.names if name != leader)
         await cluster.crash(lagging)
+        await until(partial(is_not_heard, cluster, leader, lagging))
         await enqueue_some(cluster, leader, 70)
         await until(partial(has_compacted, cluster.drivers[leader], 60))
         snapshots = cluster.directories[leader].snapshots
