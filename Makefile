@@ -109,7 +109,7 @@ race: setup ## the suite under -X dev, warnings as errors, asyncio debug, tiny s
 	  $(PY) -X dev -W error -m pytest $(ARGS)
 
 sim: setup ## seeded simulations of a cluster in memory (SEEDS=how many, SEED=one of them)
-	@GAIA_SIM_SEEDS=$(SEEDS) GAIA_SIM_SEED=$(SEED) $(PY) -m pytest tests/sim --timeout=0 $(ARGS)
+	@$(PY) -m tests.sim $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 chaos: setup ## long runs with faults against real peers (MINUTES=n, SEED=k repeats one schedule)
 	@$(PY) -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)

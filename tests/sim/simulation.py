@@ -1,22 +1,28 @@
 """One simulated cluster under faults: everything that happens is a function of one seed.
 
 Phase 1 lets a swarm of faults loose (each seed draws its own rates, many of them zero), with the
-safety checker watching. Phase 2 heals a random majority and demands progress, then heals the rest.
+safety checker watching every message, write and committed entry. Phase 2 (`liveness.py`) heals a
+random majority and demands progress, then heals the rest.
+
+    options.py      what a seed draws             peer.py        core, writer, state machine
+    disks.py        writes, snapshots, faults     transfers.py   snapshots between peers
+    clients.py      sessions, retries, reads      operator.py    changes of the members
+    machine.py      the state, and the oracle     invariants.py  what must hold at any time
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from dataclasses import asdict, dataclass
+from collections import Counter, deque
+from dataclasses import asdict
 from random import Random
 
-from gaia_grpc.errors import NotLeaderError, StorageFailedError
-from gaia_grpc.raft.effects import ReadId, RoleName
-from gaia_grpc.raft.messages import Envelope
+from gaia_grpc.errors import InvalidArgumentError, NotLeaderError, StorageDamagedError
+from gaia_grpc.raft.effects import Effects, RoleName
+from gaia_grpc.raft.messages import Envelope, SnapshotRequest
 from gaia_grpc.raft.types import (
     NO_NODE,
-    EntryId,
+    Entry,
     EntryKind,
     HardState,
     Index,
@@ -24,81 +30,22 @@ from gaia_grpc.raft.types import (
     Restored,
     Term,
 )
-from gaia_grpc.storage.memory import MemoryLog
-from gaia_grpc.transport.memory import MemoryNetwork, NetworkFaults
-from tests.support.checkers import SafetyChecker, require
-from tests.support.cluster import Peer, configuration, entry, make_config, names
+from gaia_grpc.transport.memory import MemoryNetwork
+from tests.sim import describing
+from tests.sim.clients import Clients
+from tests.sim.cuts import Cuts
+from tests.sim.disks import Disks
+from tests.sim.identity import ANSWERS, Membership, Packet, accepts
+from tests.sim.invariants import Books
+from tests.sim.liveness import Liveness
+from tests.sim.machine import Oracle
+from tests.sim.operator import Operator
+from tests.sim.options import Options
+from tests.sim.peer import SimPeer
+from tests.sim.transfers import Transfers
 
-
-@dataclass(frozen=True)
-class Options:
-    """What a seed draws before the run starts."""
-
-    peers: int
-    steps: int
-    loss: float
-    duplicate: float
-    delay_ticks_max: int
-    tick_skew: float
-    persist: float
-    """The chance that a write under way completes in a step."""
-    lazy: float
-    """The chance that a peer leaves its effects for a later turn."""
-    crash: float
-    survive: bool
-    """Whether unsynced writes may reach the disk in a crash."""
-    eio: float
-    restart: float
-    cut: float
-    heal: float
-    propose: float
-    read: float
-    transfer: float
-    peer_lost: float
-    unreachable: float
-    pause: float
-    """The chance that a process stands still for a while and then goes on with what it knew."""
-    at_leader: float
-    """How often a fault strikes the leader: elections are where the bugs are."""
-    max_entries: int
-    max_inflight: int
-    max_partial: int
-    founded: bool
-
-    @classmethod
-    def from_seed(cls, seed: int) -> Options:
-        random = Random(f"options {seed}")
-
-        def rate(high: float, zero: float = 0.4) -> float:
-            return 0.0 if random.random() < zero else round(random.uniform(high / 20, high), 4)
-
-        return cls(
-            peers=random.choice((3, 3, 5)),
-            steps=random.choice((300, 500)),
-            loss=rate(0.3),
-            duplicate=rate(0.5),
-            delay_ticks_max=random.choice((0, 0, 1, 2, 4, 8)),
-            tick_skew=rate(0.3),
-            persist=random.choice((1.0, 0.7, 0.4, 0.15)),
-            lazy=rate(0.5),
-            crash=rate(random.choice((0.02, 0.02, 0.06))),
-            survive=random.random() < 0.6,
-            eio=rate(0.005, zero=0.7),
-            restart=random.choice((0.02, 0.1, 0.3)),
-            cut=rate(random.choice((0.06, 0.15))),
-            heal=random.choice((0.01, 0.04, 0.15)),
-            propose=random.choice((0.2, 0.5, 0.9)),
-            read=rate(0.5),
-            transfer=rate(0.02, zero=0.6),
-            peer_lost=rate(0.05, zero=0.6),
-            unreachable=rate(0.05, zero=0.5),
-            pause=rate(0.03),
-            at_leader=random.choice((0.0, 0.3, 0.8)),
-            max_entries=random.choice((1, 2, 5, 64)),
-            max_inflight=random.choice((1, 2, 8)),
-            max_partial=random.choice((1, 2, 8)),
-            founded=random.random() < 0.3,
-        )
+RECENT_EVENTS = 60
+"""Of the trace, shown with a failure."""
 
 
 class Simulation:
@@ -111,330 +58,319 @@ class Simulation:
         """In force now: phase 2 takes the faults out."""
         self.random = Random(seed)
         self.counts: Counter[str] = Counter()
-        self.trace = hashlib.sha256()
-        self.network = MemoryNetwork(
-            Random(f"network {seed}"),
-            NetworkFaults(
-                self.options.loss, self.options.duplicate, 0, self.options.delay_ticks_max
+        self.recent: deque[str] = deque(maxlen=RECENT_EVENTS)
+        self._trace = hashlib.blake2b(digest_size=16)
+        self.network = MemoryNetwork(Random(f"network {seed}"), self.drawn.network_faults())
+        identities = [f"n{number}.1" for number in range(1, self.drawn.peers + 1)]
+        founding = (
+            Entry(
+                Term(1), Index(1), EntryKind.CONFIGURATION, Membership(tuple(identities)).encode()
             ),
+            Entry(Term(1), Index(2), EntryKind.NOOP, b""),
         )
-        voters = names(self.options.peers)
-        start = Restored(HardState(), ())
-        if self.options.founded:
-            founding = (entry(1, 1, configuration(voters), EntryKind.CONFIGURATION), entry(1, 2))
-            start = Restored(HardState(Term(1), NO_NODE, Index(2)), founding)
-        self.peers = {
-            name: Peer(
-                make_config(
-                    name,
-                    voters,
-                    max_entries=self.options.max_entries,
-                    max_inflight=self.options.max_inflight,
-                    max_partial=self.options.max_partial,
-                ),
-                MemoryLog(start),
-                self._send,
-                self.random.randint,
-            )
-            for name in voters
-        }
-        self.checker = SafetyChecker(self.peers.values())
-        self.checker.committed += start.entries
-        self.checker.commit_terms += [entry.term for entry in start.entries]
-        self.proposed = 0
-        self.pending: dict[EntryId, bytes] = {}
-        self.acknowledged: dict[EntryId, bytes] = {}
-        self.read_floor: dict[ReadId, int] = {}
-        self.reads = 0
-        self.last_leader: tuple[NodeId, Term] | None = None
+        start = Restored(HardState(Term(1), NO_NODE, Index(2)), founding)
+        self.peers: dict[NodeId, SimPeer] = {}
+        self.backlog: dict[NodeId, deque[Packet]] = {}
+        for identity in identities:
+            self._machine(identity, start)
+        for peer in self.peers.values():
+            peer.start()
+        self.books = Books(list(self.peers.values()), identities)
+        self.books.committed += founding
+        self.books.commit_terms += [entry.term for entry in founding]
+        self.oracle = Oracle()
+        self.disks = Disks(self)
+        self.transfers = Transfers(self)
+        self.clients = Clients(self, self.drawn.clients)
+        self.operator = Operator(self)
+        self.cuts = Cuts(self)
         self.paused_until: dict[NodeId, int] = {}
-        self.backlog: dict[NodeId, list[Envelope]] = {name: [] for name in voters}
+        self.full_until: dict[str, int] = {}
+        self.last_leader: tuple[NodeId, Term] | None = None
         self.now = 0
+
+    def _machine(self, identity: str, start: Restored | None) -> SimPeer:
+        peer = SimPeer(identity, self.drawn, start, self.random.randint)
+        spread = self.drawn.clock_rate_spread
+        peer.rate = 1.0 + self.random.uniform(-spread, spread)
+        peer.wall_offset_ms = self.random.randint(0, 50)
+        self.peers[peer.node_id] = peer
+        self.backlog[peer.node_id] = deque()
+        return peer
 
     # --- the run --------------------------------------------------------------------------------
 
     def run(self) -> str:
         """Both phases; returns the hash of everything that happened."""
-        for _ in range(self.options.steps):
+        for _ in range(self.options.turns):
             self._faults()
-            self._clients()
-            self._turn()
-        self._liveness()
-        return self.trace.hexdigest()
+            self.clients.run()
+            self.operator.run()
+            self.turn()
+        Liveness(self).run()
+        self.counts += self.books.counts + self.oracle.counts
+        self.counts["committed"] = len(self.books.committed)
+        for name, count in self.network.counts.items():
+            self.counts[f"network_{name}"] += count
+        return self._trace.hexdigest()
 
     def describe(self) -> str:
-        faults = " ".join(f"{name}={value}" for name, value in asdict(self.drawn).items())
-        counts = {**self.counts, **{f"net_{k}": v for k, v in self.network.counts.items()}}
-        counted = " ".join(f"{name}={count}" for name, count in sorted(counts.items()))
-        return f"SEED={self.seed}\n  options: {faults}\n  counts: {counted}"
+        """How to run it again, what it drew, and what it met."""
+        drawn = " ".join(f"{name}={value}" for name, value in asdict(self.drawn).items())
+        counted = " ".join(f"{name}={count}" for name, count in sorted(self.counts.items()))
+        return f"SEED={self.seed}\n  options: {drawn}\n  counts: {counted}"
 
-    def _note(self, *what: object) -> None:
-        self.trace.update(repr(what).encode())
+    def note(self, *what: object) -> None:
+        """Adds to the trace."""
+        line = f"{self.now} {' '.join(map(str, what))}"
+        self.recent.append(line)
+        self._trace.update(line.encode())
 
-    def _send(self, envelope: Envelope) -> None:
-        self._note("send", envelope)
-        self.checker.on_sent(envelope)
-        self.network.send(envelope)
-
-    def _chance(self, rate: float) -> bool:
+    def chance(self, rate: float) -> bool:
         return rate > 0 and self.random.random() < rate
 
-    def _running(self) -> list[Peer]:
-        """The peers that are up and not standing still."""
-        return [
-            peer
-            for peer in self.peers.values()
-            if peer.is_up and peer.node_id not in self.paused_until
-        ]
+    # --- who there is ---------------------------------------------------------------------------
 
-    def _victim(self) -> Peer:
+    def running(self) -> list[SimPeer]:
+        """The peers that are up and not standing still."""
+        return [peer for peer in self.peers.values() if peer.is_up and not self.is_paused(peer)]
+
+    def is_paused(self, peer: SimPeer) -> bool:
+        return peer.node_id in self.paused_until
+
+    def is_full(self, peer: SimPeer) -> bool:
+        return peer.identity in self.full_until
+
+    def victim(self) -> SimPeer:
         """Whom a fault strikes: now and then on purpose the leader of the highest term."""
-        leaders = [
-            (peer.node.term, peer.node_id)
-            for peer in self._running()
-            if peer.node.role is RoleName.LEADER
-        ]
-        if leaders and self._chance(self.options.at_leader):
-            return self.peers[max(leaders)[1]]
+        if self.chance(self.options.at_leader):
+            leaders = [peer for peer in self.running() if peer.is_leader]
+            if leaders:
+                return max(leaders, key=lambda peer: peer.node.term)
         return self.random.choice(list(self.peers.values()))
 
-    # --- one step -------------------------------------------------------------------------------
+    def add_machine(self, identity: str) -> None:
+        """With an empty disk: a stranger until it is added."""
+        peer = self._machine(identity, None)
+        self.books.add(peer, identity)
+        peer.start()
+        self.counts["machines_added"] += 1
 
-    def _turn(self) -> None:
-        self.now += 1
-        self.network.advance()
-        for peer in self._running():
-            if not self._chance(self.options.tick_skew):
-                peer.node.tick()
-                self._after(peer)
-        for envelope in self.network.take_due():
-            self.backlog[envelope.to_node].append(envelope)
-        for name, waiting in self.backlog.items():
-            if not self.peers[name].is_up:
-                waiting.clear()
-            elif name not in self.paused_until:
-                self._deliver(self.peers[name], waiting)
-        for peer in self._running():
-            while peer.is_up and peer.pending and self._chance(self.options.persist):
-                self._persist(peer)
-            if peer.is_up and peer.node.has_effects:
+    def replace(self, old: SimPeer) -> None:
+        """Another machine, or the same one with an empty disk, under the same name."""
+        name, _, number = old.identity.partition(".")
+        self.paused_until.pop(old.node_id, None)
+        self.add_machine(f"{name}.{int(number) + 1}")
+
+    # --- messages -------------------------------------------------------------------------------
+
+    def send(self, peer: SimPeer, envelope: Envelope) -> None:
+        """As a transport does it: requests to members only, answers to whoever asked."""
+        self.books.on_sent(envelope)
+        name = envelope.to_node
+        to_identity = peer.members.identity_of(name)
+        if not to_identity and isinstance(envelope.payload, ANSWERS):
+            to_identity = peer.heard.get(name, "")
+        packet = Packet(envelope, peer.identity, to_identity)
+        if isinstance(envelope.payload, SnapshotRequest):
+            self.transfers.begin(peer, packet)
+        elif to_identity and name in self.peers:
+            self.network.send(packet)  # type: ignore[arg-type]  # it has what is looked at
+
+    def _deliver(self, peer: SimPeer, waiting: deque[Packet]) -> None:
+        while waiting and peer.is_up:
+            packet = waiting.popleft()
+            if not accepts(peer.identity, peer.members, packet):
+                self.counts["identity_refused"] += 1
+                continue
+            envelope, node = packet.envelope, peer.node
+            peer.heard[packet.from_node] = packet.from_identity
+            self.note("deliver", describing.short(envelope))
+            index, term, current = node.last_index, node.last_term, node.term
+            commit_index = node.commit_index
+            node.step(envelope)
+            if index >= node.first_index and node.entry_term(index) != term:
+                self.counts["suffix_overwritten"] += 1
+                self.counts["suffix_overwritten_under_way"] += bool(peer.queue or peer.under_way)
+            self.counts["term_grew_during_a_write"] += node.term > current and bool(peer.under_way)
+            if isinstance(envelope.payload, SnapshotRequest):
+                self.counts["late_snapshots"] += envelope.payload.meta.index <= commit_index
+            self.after(peer, heard=True)
+
+    def after(self, peer: SimPeer, *, heard: bool = False) -> None:
+        """A peer took something in: its state is checked, and it does what it owes, or later."""
+        if peer.is_up:
+            self.books.check(peer, leader_heard=heard)
+            if peer.node.has_effects and not self.chance(self.options.lazy):
                 self._take(peer)
 
-    def _deliver(self, peer: Peer, waiting: list[Envelope]) -> None:
-        while waiting and peer.is_up:
-            envelope = waiting.pop(0)
-            self._note("deliver", envelope)
-            index, term = peer.node.last_index, peer.node.last_term
-            peer.node.step(envelope)
-            if peer.node.entry_term(index) != term:
-                self.counts["suffix_overwritten"] += 1
-                self.counts["overwritten_under_way"] += bool(peer.pending)
-            self._after(peer)
+    def _take(self, peer: SimPeer) -> None:
+        effects = peer.take()
+        for envelope in effects.messages:
+            self.send(peer, envelope)
+        self._note_effects(peer, effects)
+        self.books.on_effects(peer, effects)
+        self.books.check(peer, leader_heard=False)
+        for read_id in effects.reads_dropped:
+            self.clients.on_read_dropped(read_id)
 
-    def _after(self, peer: Peer) -> None:
-        if not peer.is_up:
-            return
-        self.checker.check(peer)
-        if peer.node.has_effects and not self._chance(self.options.lazy):
-            self._take(peer)
-
-    def _take(self, peer: Peer) -> None:
-        try:
-            effects = peer.take()
-        except StorageFailedError:
-            self._crash(peer)
-            return
-        self._note("effects", peer.node_id, effects)
-        self.checker.on_effects(peer, effects)
-        self.checker.check(peer)
-        if len(peer.pending) > 1:
-            self.counts["writes_in_flight"] += 1
-        for committed in effects.committed:
-            name = EntryId(committed.term, committed.index)
-            if name in self.pending and peer.node.role is RoleName.LEADER:
-                self.acknowledged[name] = self.pending.pop(name)
-                require(self.acknowledged[name] == committed.data, "another command was applied")
-        for grant in effects.read_grants:
-            self.counts["reads_granted"] += 1
-            require(grant.index >= self.read_floor.pop(grant.read_id), "a stale read")
-        self.counts["reads_dropped"] += len(effects.reads_dropped)
+    def _note_effects(self, peer: SimPeer, effects: Effects) -> None:
+        write = effects.write
+        self.note(
+            "effects", peer.identity, len(effects.messages), len(effects.committed),
+            write and f"{write.write_number}:{write.hard_state} {len(write.entries)}",
+            effects.role_change or "",
+        )  # fmt: skip
+        if effects.install is not None:
+            self.counts["installs_begun"] += 1
+            self.counts["installed_with_appends_under_way"] += any(
+                packet.to_node == peer.node_id for _, _, packet in self.network._queue
+            )
         if effects.role_change is not None and effects.role_change.role is RoleName.LEADER:
-            self.counts["leaders"] += 1
+            self.counts["elections"] += 1
             self.last_leader = (peer.node_id, effects.role_change.term)
 
-    def _persist(self, peer: Peer) -> None:
-        write = peer.pending[0][0]
-        self._note("persist", peer.node_id, write.write_number)
-        try:
-            peer.disk.sync_one()
-        except StorageFailedError:
-            self._crash(peer)
-            return
-        self.checker.on_synced(peer, write)
-        peer.completed()
-        self.checker.check(peer)
+    # --- one turn -------------------------------------------------------------------------------
+
+    def turn(self) -> None:
+        """One unit of the world's time; the clocks of the peers run by their own rates."""
+        self.now += 1
+        self.network.advance()
+        for peer in self.running():
+            for _ in range(peer.ticks_due()):
+                peer.ticks += 1
+                peer.node.tick()
+                self._watch_disk(peer)
+                self.after(peer)
+        for packet in self.network.take_due() if self.network.has_due else ():
+            self.backlog[packet.to_node].append(packet)  # type: ignore[arg-type]  # as sent
+        for name, waiting in self.backlog.items():
+            peer = self.peers[name]
+            if not peer.is_up:
+                waiting.clear()
+            elif waiting and name not in self.paused_until:
+                self._deliver(peer, waiting)
+        self.transfers.run()
+        for peer in self.running():
+            self.disks.run(peer)
+            if peer.is_up and peer.node.has_effects:
+                self._take(peer)
+            if peer.is_up:
+                self._apply(peer)
+
+    def _apply(self, peer: SimPeer) -> None:
+        self.oracle.follow(self.books.committed)
+        while peer.to_apply and not peer.holding:
+            if self.chance(self.options.lazy_apply):
+                break
+            entry = peer.to_apply.popleft()
+            answer = peer.machine.apply(entry)
+            self.oracle.check_state(peer.identity, peer.machine)
+            self.clients.on_applied(peer, entry, answer)
+        self.clients.serve_reads(peer)
+
+    def _watch_disk(self, peer: SimPeer) -> None:
+        """As `gaia_grpc.node.disk_watch`: a leader whose disk hangs hands over (faults B15)."""
+        age = peer.write_age_ticks()
+        if age <= self.options.stall_ticks or not peer.is_leader:
+            peer.abdicating = False
+        elif not peer.abdicating:
+            peer.abdicating = True
+            self._transfer(peer)
+        elif age > self.options.stall_ticks + 10 and len(peer.members.voters) > 1:
+            peer.node.step_down()
+            self.counts["stepped_down_for_its_disk"] += 1
+
+    def _transfer(self, peer: SimPeer) -> None:
+        others = [name for name in peer.node.members.voters if name != peer.node_id]
+        if others:
+            try:
+                peer.node.transfer(self.random.choice(others))
+            except (NotLeaderError, InvalidArgumentError):
+                return
+            self.counts["handovers"] += 1
 
     # --- what the world does --------------------------------------------------------------------
 
     def _faults(self) -> None:
         options = self.options
         self.paused_until = {n: until for n, until in self.paused_until.items() if until > self.now}
-        for peer in self.peers.values():
-            if not peer.is_up and self._chance(options.restart):
-                peer.start()
-                self.counts["restarts"] += 1
-        if self._chance(options.crash * options.peers):
-            peer = self._victim()
-            if peer.is_up:
-                self._crash(peer)
-        if self._chance(options.eio * options.peers):
-            peer = self._victim()
-            if peer.is_up:
-                peer.disk.fail()
-                self.counts["eio"] += 1
-        if self._chance(options.pause * options.peers):
-            self.paused_until[self._victim().node_id] = self.now + self.random.randint(1, 60)
+        for peer in list(self.peers.values()):
+            if not peer.is_up and self.chance(options.restart):
+                self.restart(peer)
+        if self.chance(options.crash) and (peer := self.victim()).is_up:
+            self.crash(peer)
+        if self.chance(options.crash_at_work):
+            busy = [peer for peer in self.running() if self._is_at_work(peer)]
+            if busy:
+                self.crash(self.random.choice(busy))
+        if self.chance(options.pause) and (peer := self.victim()).is_up:
+            self.paused_until[peer.node_id] = self.now + self.random.randint(1, 60)
             self.counts["pauses"] += 1
-        if self._chance(options.cut):
-            self._cut(self._victim().node_id)
-        if self._chance(options.heal):
-            self.network.heal()
+        if self.chance(options.clock_step):
+            self.victim().wall_offset_ms += self.random.randint(-200, 200)
+            self.counts["clock_steps"] += 1
+        self.disks.faults()
+        self.cuts.run()
+        self._hints()
 
-    def _cut(self, one: NodeId) -> None:
-        kind = self.random.choice(("one_way", "pair", "isolate"))
-        other = self.random.choice([name for name in self.peers if name != one])
-        self.counts[f"cut_{kind}"] += 1
-        if kind == "isolate":
-            self.network.isolate(one, self.peers)
-        elif kind == "pair":
-            self.network.cut(one, other)
-            self.network.cut(other, one)
-        else:
-            self.network.cut(*self.random.sample((one, other), 2))
+    def _is_at_work(self, peer: SimPeer) -> bool:
+        """Whether a snapshot is half way into its files, its log or its state."""
+        return (
+            peer.making is not None
+            or peer.installing
+            or peer.holding
+            or self.transfers.receives(peer)
+        )
 
-    def _crash(self, peer: Peer) -> None:
-        self.paused_until.pop(peer.node_id, None)
-        writes = [write for write, _ in peer.pending]
-        survived = peer.crash(self.random.randint if self.options.survive else None)
-        self.counts["crashes"] += 1
-        self.counts["writes_lost"] += len(writes) - survived
-        self.counts["writes_torn_off_half_way"] += 0 < survived < len(writes)
-        self._note("crash", peer.node_id, survived)
-        self.checker.on_crash(peer, writes[:survived])
-
-    def _clients(self) -> None:
+    def _hints(self) -> None:
+        """What drivers tell their cores, rightly or not, and who wants other leaders."""
         options = self.options
-        for peer in self._running():
-            if self._chance(options.propose):
-                self._propose(peer, self.random.randint(1, 4))
-            if self._chance(options.read):
-                self._read(peer)
-            if self._chance(options.transfer) and peer.node.role is RoleName.LEADER:
-                peer.node.transfer(self.random.choice(list(self.peers)))
-                self.counts["transfers"] += 1
-            if self._chance(options.unreachable):
-                peer.node.report_unreachable(self.random.choice(list(self.peers)))
-            if self.last_leader is not None and self._chance(options.peer_lost):
-                peer.node.peer_lost(*self.last_leader)
-                self.counts["peer_lost"] += 1
-            self._after(peer)
-
-    def _propose(self, peer: Peer, count: int) -> None:
-        commands = [b"%d" % (self.proposed + offset) for offset in range(count)]
-        try:
-            accepted = peer.node.propose(commands)
-        except NotLeaderError:
+        running = self.running()
+        if not running:
             return
-        self.proposed += count
-        self.counts["proposed"] += count
-        for name, command in zip(accepted, commands, strict=True):
-            require(name not in self.pending, f"{name} was given away twice")
-            self.pending[name] = command
+        peer = self.random.choice(running)
+        if self.chance(options.unreachable):
+            peer.node.report_unreachable(self.random.choice(list(self.peers)))
+        if self.last_leader is not None and self.chance(options.peer_lost):
+            peer.node.peer_lost(*self.last_leader)
+            self.counts["peer_lost"] += 1
+        if self.chance(options.transfer):
+            victim = self.victim()
+            if victim in running and victim.is_leader:
+                self._transfer(victim)
+        self.after(peer)
 
-    def _read(self, peer: Peer) -> None:
-        self.reads += 1
-        read_id = ReadId(peer.node_id, peer.boots, self.reads)
-        try:
-            peer.node.request_read(read_id)
-        except NotLeaderError:
+    def restart(self, peer: SimPeer) -> None:
+        """Starts a process; one whose disk is damaged refuses, and is replaced some time later."""
+        if peer.is_refused:
+            self.replace(peer)
             return
-        self.read_floor[read_id] = len(self.checker.committed)
+        try:
+            snapshot = peer.start()
+        except StorageDamagedError as error:
+            self.disks.refused(peer, error)
+            return
+        self.counts["restarts"] += 1
+        if snapshot is not None:
+            self.counts["restarts_from_a_snapshot"] += 1
+            self.disks.check_restored(peer, peer.read_snapshot(snapshot))
+        # After a refusal is checked: a damaged peer that starts is caught here.
+        self.disks.require_whole(peer)
 
-    # --- phase 2 --------------------------------------------------------------------------------
-
-    def _liveness(self) -> None:
-        """A healed majority makes progress while the rest is broken; then all are equal."""
-        self.network.heal()
-        self.paused_until.clear()
-        self.network.faults = NetworkFaults()
-        quiet = {"loss": 0.0, "tick_skew": 0.0, "persist": 1.0, "lazy": 0.0}
-        self.options = Options(**{**asdict(self.options), **quiet})
-        order = list(self.peers)
-        self.random.shuffle(order)
-        majority = order[: len(order) // 2 + 1]
-        for name, peer in self.peers.items():
-            if name in majority:
-                if peer.is_up and peer.disk.failing:
-                    self._crash(peer)
-                if not peer.is_up:
-                    peer.start()
-            elif peer.is_up:
-                self._crash(peer)
-        self._converge([self.peers[name] for name in majority])
-        for peer in self.peers.values():
-            if not peer.is_up:
-                peer.start()
-        self._converge(list(self.peers.values()))
-        self._one_link_down()
-        self._converge(list(self.peers.values()))
-        for where, command in self.acknowledged.items():
-            for peer in self.peers.values():
-                applied = peer.applied[where.index - 1]
-                require(
-                    (applied.term, applied.data) == (where.term, command),
-                    f"{peer.node_id} lost the acknowledged {where}",
-                )
-        self.counts["acknowledged"] = len(self.acknowledged)
-        self.counts["committed"] = len(self.checker.committed)
-
-    def _one_link_down(self) -> None:
-        """With one link cut, there is a leader that stays and commits (faults B14)."""
-        one, other = self.random.sample(list(self.peers), 2)
-        self.network.cut(one, other)
-        self.network.cut(other, one)
-        ticks = 3 * self.peers[one].config.election_ticks_max
-        for _ in range(ticks):
-            self._turn()
-        before, committed = self.counts["leaders"], len(self.checker.committed)
-        for _ in range(ticks):
-            for peer in self.peers.values():
-                if peer.node.is_ready_leader:
-                    self._propose(peer, 1)
-            self._turn()
-        require(len(self.checker.committed) > committed, f"no progress with {one}-{other} cut")
-        require(self.counts["leaders"] <= before + 1, f"no stable leader with {one}-{other} cut")
-        self.network.heal()
-
-    def _converge(self, peers: list[Peer]) -> None:
-        """Until a new command, and with it everything before it, is applied by all of them."""
-        # One entry a round trip of two turns is the slowest that a seed may configure.
-        backlog = max(peer.node.last_index for peer in peers)
-        budget = 10 * peers[0].config.election_ticks_max + 4 * backlog
-        accepted: EntryId | None = None
-        for step in range(budget):
-            leader = next((peer for peer in peers if peer.node.is_ready_leader), None)
-            if leader is not None and (accepted is None or accepted.term != leader.node.term):
-                try:
-                    (accepted,) = leader.node.propose([b"after healing"])
-                except NotLeaderError:
-                    self.counts["handing_over_after_heal"] += 1
-            self._turn()
-            if accepted is not None and all(
-                accepted.index <= len(peer.applied) == peer.node.last_index for peer in peers
-            ):
-                self.counts["converged_after_ticks"] += step
-                for peer in peers:
-                    require(peer.applied == self.checker.committed, f"{peer.node_id} differs")
-                return
-        states = [(p.node_id, p.node.role, p.node.term, p.node.commit_index) for p in peers]
-        require(False, f"no progress within {budget} ticks after healing: {states}")
+    def crash(self, peer: SimPeer) -> None:
+        """The power of one machine fails, or its process ends."""
+        self.paused_until.pop(peer.node_id, None)
+        self.full_until.pop(peer.identity, None)
+        lost = len(peer.queue) + len(peer.under_way)
+        self.clients.on_crash(peer, peer.node.durable_index)
+        self.counts["crashes"] += 1
+        self.counts["crashes_of_leaders"] += peer.is_leader
+        self.counts["crashes_while_making"] += peer.making is not None
+        self.counts["crashes_while_receiving"] += self.transfers.receives(peer)
+        self.counts["crashes_while_installing"] += peer.installing or peer.holding
+        survived = peer.crash(self.random.randint if self.options.survive else None)
+        self.counts["writes_lost"] += lost - len(survived)
+        self.counts["writes_torn_but_whole"] += len(survived)
+        self.note("crash", peer.identity, len(survived))
+        self.books.on_crash(peer, survived)

@@ -7,7 +7,9 @@ every disk. It keeps its own books and trusts no status of the core.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol
 
+from gaia_grpc.raft.config import RaftConfig
 from gaia_grpc.raft.effects import Effects, RoleName
 from gaia_grpc.raft.messages import (
     AppendRequest,
@@ -16,6 +18,7 @@ from gaia_grpc.raft.messages import (
     VoteRequest,
     VoteResponse,
 )
+from gaia_grpc.raft.node import RaftNode
 from gaia_grpc.raft.types import (
     Entry,
     EntryId,
@@ -26,7 +29,8 @@ from gaia_grpc.raft.types import (
     Restored,
     WriteBatch,
 )
-from tests.support.cluster import Peer, decode_members
+from gaia_grpc.storage.memory import MemoryLog
+from tests.support.cluster import decode_members
 
 
 class ViolationError(AssertionError):
@@ -36,6 +40,25 @@ class ViolationError(AssertionError):
 def require(condition: bool, message: str) -> None:
     if not condition:
         raise ViolationError(message)
+
+
+class Peer(Protocol):
+    """What the checker looks at."""
+
+    @property
+    def node_id(self) -> NodeId: ...
+
+    @property
+    def config(self) -> RaftConfig: ...
+
+    @property
+    def disk(self) -> MemoryLog: ...
+
+    @property
+    def is_up(self) -> bool: ...
+
+    @property
+    def node(self) -> RaftNode: ...
 
 
 class DiskBook:
@@ -172,6 +195,13 @@ class SafetyChecker:
         """The disk of `peer` forgot the entries up to `base`."""
         self.disks[peer.node_id].compacted(base)
 
+    def _holders(self, entry: Entry) -> list[NodeId]:
+        return [name for name, disk in self.disks.items() if disk.holds(entry)]
+
+    def _knows(self, leader: Peer, other: NodeId) -> bool:
+        """Whether the leader replicates to that very peer."""
+        return leader.node.progress(other) is not None
+
     def _on_majority(self, peer: Peer, holders: list[NodeId]) -> bool:
         """By the configuration in force at `peer`, or the one before it: the last change may have
         come in the turn that committed the entry."""
@@ -195,7 +225,7 @@ class SafetyChecker:
         position = entry.index - 1
         require(position <= len(self.committed), f"{peer.node_id} skips committed entries")
         if position == len(self.committed):
-            holders = [name for name, disk in self.disks.items() if disk.holds(entry)]
+            holders = self._holders(entry)
             require(
                 self._on_majority(peer, holders),
                 f"{peer.node_id} commits {entry.term}/{entry.index}, on disk only at {holders}",
@@ -224,7 +254,7 @@ class SafetyChecker:
         ]
         book.synced(write)
         for entry in removed:
-            holders = [name for name, disk in self.disks.items() if disk.holds(entry)]
+            holders = self._holders(entry)
             require(
                 self._on_majority(peer, holders),
                 f"committed {entry.term}/{entry.index} is left only on {holders}",
@@ -243,15 +273,20 @@ class SafetyChecker:
 
     # --- what holds at any time ------------------------------------------------------------------
 
-    def check(self, peer: Peer) -> None:
-        """State machine of one peer: monotone, and a leader has everything committed."""
+    def check(self, peer: Peer, *, leader_heard: bool = True) -> None:
+        """State machine of one peer: monotone, and a leader has everything committed.
+
+        `leader_heard=False`: no answer came, so what a leader knows of the others is as before.
+        """
         node, name = peer.node, peer.node_id
         require(node.term >= self.terms.get(name, 0), f"the term of {name} went back")
         self.terms[name] = node.term
         require(node.commit_index >= self.commits.get(name, 0), f"commit of {name} went back")
         require(node.commit_index <= node.last_index, f"{name} commits beyond its log")
         self.commits[name] = node.commit_index
-        if node.role is RoleName.LEADER:
+        if node.role is RoleName.LEADER and (
+            leader_heard or (node.term, name) not in self._complete
+        ):
             self._check_leader(peer)
 
     def _check_leader(self, peer: Peer) -> None:
@@ -268,7 +303,7 @@ class SafetyChecker:
             self._complete[(node.term, peer.node_id)] = None
         for other, disk in self.disks.items():
             key = (peer.node_id, int(node.term), other)
-            if other != peer.node_id and node.progress(other) is None:
+            if other != peer.node_id and not self._knows(peer, other):
                 self.match.pop(key, None)  # no member; one that comes back begins anew
                 continue
             match = node.match_index(other)
