@@ -24,6 +24,8 @@ from typing import Any, TypeAlias
 import grpc
 import structlog
 from gaia.alert.v1 import alert_pb2
+from gaia.session.v1 import session_pb2
+from gaia.task.v1 import task_pb2
 from google.protobuf.message import DecodeError
 
 from gaia_grpc import errors
@@ -40,6 +42,7 @@ from gaia_grpc.services.error_table import (
 
 LEADER_KEY = "gaia-leader"
 THROUGH_SEQUENCE_KEY = "through_sequence"
+THROUGH_INDEX_KEY = "through_index"
 OVERLOAD_RETRY_MS = 200
 ABORT_TIMEOUT_S = 1.0
 """A status queues behind what a stalled client does not read: not waited for any longer."""
@@ -349,9 +352,12 @@ def _draining_error(last_sent: object) -> errors.DrainingError:
 
 
 def _cursor(last_sent: object) -> dict[str, str]:
-    """Where a stream of alerts can be gone on with."""
+    """Where a stream of alerts or a watch can be gone on with."""
     if isinstance(last_sent, alert_pb2.SubscribeAlertsResponse):
         return {THROUGH_SEQUENCE_KEY: str(last_sent.through_sequence)}
+    watches = (task_pb2.WatchTasksResponse, session_pb2.WatchSessionsResponse)
+    if isinstance(last_sent, watches) and last_sent.through_index:
+        return {THROUGH_INDEX_KEY: str(last_sent.through_index)}
     return {}
 
 

@@ -52,9 +52,6 @@ SERVICES: Mapping[str, ServiceDescriptor] = {
 _LATER = "is part of the contract and not served yet"
 
 _NOT_SERVED_METHODS: Mapping[str, str] = {
-    "gaia.session.v1.SessionService/WatchSessions": "read ListSessions meanwhile",
-    "gaia.task.v1.TaskService/WatchTasks": "read ListTasks or GetTask meanwhile",
-    "gaia.task.v1.TaskService/ExplainAssignment": "read SessionService/ScoreSessions meanwhile",
     "gaia.metrics.v1.MetricsService/GetHistory": "read GetAggregate meanwhile",
     "gaia.alert.v1.AlertService/SnoozeAlert": "AcknowledgeAlert mutes it for a while",
     "gaia.alert.v1.AlertService/RecordIntervention": "ResolveAlert keeps a note meanwhile",

@@ -56,6 +56,11 @@ _NOTE = text(MAX_NOTE_CHARACTERS, lines=True)
 _TOKEN = text(MAX_TOKEN_CHARACTERS)
 _POSITIVE = at_least(1)
 _NOT_NEGATIVE = at_least(0)
+_WATCH: Rules = {
+    "after_index": _NOT_NEGATIVE,
+    "cluster_id": optional_id,
+    "interval_ms": _INTERVAL,
+}
 
 
 def build_validator(limits: LimitsConfig) -> Validator:
@@ -95,6 +100,12 @@ def _session_rules(page: Rule) -> Mapping[type[Message], Rules]:
             "tier": tier,
             "provider": text(MAX_NAME_CHARACTERS),
             "consistency": _CONSISTENCY,
+        },
+        session_pb2.WatchSessionsRequest: {
+            "tier": tier,
+            "provider": text(MAX_NAME_CHARACTERS),
+            "health": enum(session_pb2.Health.values()),
+            **_WATCH,
         },
         session_pb2.ScoreSessionsRequest: {
             "affinity": optional_id,
@@ -160,6 +171,18 @@ def _task_rules(limits: LimitsConfig, page: Rule) -> Mapping[type[Message], Rule
             "consistency": _CONSISTENCY,
         },
         task_pb2.GetQueueStatsRequest: {"consistency": _CONSISTENCY},
+        task_pb2.WatchTasksRequest: {
+            "task_id": optional_id,
+            "task_type": optional_id,
+            "affinity": optional_id,
+            "state": enum(task_pb2.TaskState.values()),
+            **_WATCH,
+        },
+        task_pb2.ExplainAssignmentRequest: {
+            "task_id": required_id,
+            "page_size": page,
+            "consistency": _CONSISTENCY,
+        },
     }
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
 from gaia.command.v1 import command_pb2, query_pb2
 from gaia.session.v1 import session_pb2, session_pb2_grpc
 
@@ -10,6 +13,7 @@ from gaia_grpc.services.heartbeats import HeartbeatCollector
 from gaia_grpc.services.ingress import Ingress
 from gaia_grpc.services.listing import read_page
 from gaia_grpc.services.settings_cache import SettingsCache
+from gaia_grpc.services.state_watch import watch_sessions
 
 GENERAL = "general"
 
@@ -90,6 +94,15 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
         query = query_pb2.Query(list_sessions=request)
         page: session_pb2.ListSessionsResponse = await read_page(self._ingress, context, query)
         return page
+
+    async def WatchSessions(
+        self, request: session_pb2.WatchSessionsRequest, context: Context
+    ) -> AsyncIterator[session_pb2.WatchSessionsResponse]:
+        """Sends all sessions and then each change."""
+        self._ingress.check(request)
+        async with aclosing(watch_sessions(self._ingress, request)) as messages:
+            async for message in messages:
+                yield message
 
     async def ScoreSessions(
         self, request: session_pb2.ScoreSessionsRequest, context: Context

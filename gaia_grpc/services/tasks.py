@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 
 from gaia.command.v1 import command_pb2, query_pb2
 from gaia.task.v1 import task_pb2, task_pb2_grpc
@@ -12,6 +13,7 @@ from gaia_grpc.services.deadlines import Context, wait_timeout_s
 from gaia_grpc.services.error_table import refusal_error
 from gaia_grpc.services.ingress import Ingress
 from gaia_grpc.services.listing import read_page
+from gaia_grpc.services.state_watch import watch_tasks
 from gaia_grpc.services.task_specs import milliseconds, task_spec
 
 MICRO = 1_000_000
@@ -228,6 +230,24 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
         self._ingress.check(request)
         query = query_pb2.Query(get_queue_stats=request)
         return (await self._ingress.query(context, query, request.consistency)).get_queue_stats
+
+    async def WatchTasks(
+        self, request: task_pb2.WatchTasksRequest, context: Context
+    ) -> AsyncIterator[task_pb2.WatchTasksResponse]:
+        """Sends the selected tasks and then each change."""
+        self._ingress.check(request)
+        async with aclosing(watch_tasks(self._ingress, request)) as messages:
+            async for message in messages:
+                yield message
+
+    async def ExplainAssignment(
+        self, request: task_pb2.ExplainAssignmentRequest, context: Context
+    ) -> task_pb2.ExplainAssignmentResponse:
+        """Says per session why it would or would not get the task."""
+        self._ingress.check(request)
+        request.page_size = self._ingress.page_size(request.page_size)
+        query = query_pb2.Query(explain_assignment=request)
+        return (await self._ingress.query(context, query, request.consistency)).explain_assignment
 
 
 def completion_outcome(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, TypeAlias
 
 from gaia.command.v1 import command_pb2, snapshot_pb2
 from gaia.session.v1 import session_pb2
@@ -13,6 +13,10 @@ from gaia_grpc.state.messages import timestamp
 HEALTHY: Final = session_pb2.HEALTH_HEALTHY
 DEGRADED: Final = session_pb2.HEALTH_DEGRADED
 FAILED: Final = session_pb2.HEALTH_FAILED
+
+
+Mark: TypeAlias = tuple[int, str, int]
+"""(tier, provider, health): what a watch may select by."""
 
 
 def session_id_of(number: int) -> str:
@@ -99,6 +103,11 @@ class Session:
     def free_capacity(self) -> int:
         """How many more tasks it may hold."""
         return max(0, self.max_concurrent_tasks - len(self.claims))
+
+    @property
+    def mark(self) -> Mark:
+        """What a watch may select by."""
+        return (self.tier, self.provider, self.health)
 
     @property
     def ready(self) -> bool:

@@ -7,6 +7,7 @@ name and keeps its id with a higher incarnation.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -15,9 +16,11 @@ from gaia.session.v1 import session_pb2
 
 from gaia_grpc.state import page_tokens, refusal, topics
 from gaia_grpc.state.affinity import GENERAL, NONE, affinity_score
+from gaia_grpc.state.changes import ChangeLog
 from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
 from gaia_grpc.state.refusal import Refused, refused
-from gaia_grpc.state.session_record import DEGRADED, FAILED, HEALTHY, Session
+from gaia_grpc.state.session_record import DEGRADED, FAILED, HEALTHY, Mark, Session
+from gaia_grpc.state.session_watch import SessionWatch
 from gaia_grpc.state.snapshot import FrozenInOrder, Part, records_section, single_section
 from gaia_grpc.state.timers import Timer
 
@@ -46,9 +49,12 @@ class SessionTable:
         self._sessions: dict[int, Session] = {}  # by number, which is the order of the log
         self._by_id: dict[str, Session] = {}
         self._by_name: dict[str, Session] = {}
+        self._numbers: list[int] = []  # of all sessions, in their order
         self._timers: dict[int, Timer] = {}
         self._last_number = 0
         self._listener: SessionListener | None = None
+        self._changes = ChangeLog[Mark, Session](context)
+        watch = SessionWatch(context, self._changes, self.numbered, self.after)
         self._frozen = FrozenInOrder(self._sessions, lambda number, session: session.encode())
         self.parts: Sequence[Part] = (
             single_section("session_counters", self._encode_counters, self._load_counters),
@@ -64,6 +70,7 @@ class SessionTable:
             "get_session": self.get,
             "list_sessions": self.list_page,
             "score_sessions": self.score,
+            "watch_sessions": watch.next,
         }
 
     def listen(self, listener: SessionListener) -> None:
@@ -89,6 +96,15 @@ class SessionTable:
         """The session with this number, or None."""
         return self._sessions.get(number)
 
+    def after(self, number: int) -> Iterator[Session]:
+        """Sessions with higher numbers, in their order."""
+        for place in range(bisect_right(self._numbers, number), len(self._numbers)):
+            yield self._sessions[self._numbers[place]]
+
+    def claims_changed(self, session: Session) -> None:
+        """The session holds one task more or less."""
+        self._changed(session, session.mark)
+
     def settings_changed(self) -> None:
         """Times may be shorter now: looks at each session again."""
         for session in self:
@@ -105,13 +121,14 @@ class SessionTable:
         known = self._by_name.get(body.name)
         if known is not None and known.health != FAILED:
             raise self._name_taken(known)
+        before = None if known is None else known.mark
         session = self._renewed(known) if known is not None else self._added(body.name)
         session.describe(body)
         session.specialty = session.specialty or GENERAL
         session.health = HEALTHY
         session.register_ms = session.last_heartbeat_ms = self._context.now_ms
         self._set_timer(session)
-        self._context.touch(topics.SESSIONS)
+        self._changed(session, before)
         return session_result(session)
 
     def record_heartbeats(self, body: command_pb2.RecordHeartbeats) -> command_pb2.CommandResult:
@@ -231,14 +248,19 @@ class SessionTable:
 
     def _set_health(self, session: Session, health: session_pb2.Health.ValueType) -> None:
         self._frozen.changing(session.number)
+        before = session.mark
         session.health = health
-        self._context.touch(topics.SESSIONS)
+        self._changed(session, before)
         if self._listener is None:
             return
         if health == FAILED:
             self._listener.session_lost(session, counted=True)
         else:
             self._listener.session_changed(session)
+
+    def _changed(self, session: Session, before: Mark | None) -> None:
+        self._changes.note(session.number, before, session.mark)
+        self._context.touch(topics.SESSIONS)
 
     # --- records
 
@@ -272,6 +294,7 @@ class SessionTable:
         self._sessions[session.number] = session
         self._by_id[session.session_id] = session
         self._by_name[session.name] = session
+        self._numbers.append(session.number)
 
     def _renewed(self, known: Session) -> Session:
         self._frozen.changing(known.number)
@@ -286,6 +309,8 @@ class SessionTable:
         del self._sessions[session.number]
         del self._by_id[session.session_id]
         del self._by_name[session.name]
+        del self._numbers[bisect_left(self._numbers, session.number)]
+        self._changes.note(session.number, session.mark, None, session)
         self._context.touch(topics.SESSIONS)
 
     # --- snapshots
@@ -297,6 +322,7 @@ class SessionTable:
 
     def _load_counters(self, record: bytes) -> None:
         self._last_number = snapshot_pb2.SessionCounters.FromString(record).last_number
+        self._changes.restored()
 
     def _load(self, record: bytes) -> None:
         session = Session.decode(record)

@@ -24,6 +24,9 @@ EventKind: TypeAlias = task_pb2.TaskEventKind.ValueType
 Event: TypeAlias = tuple[EventKind, int, str, int, str]
 """(kind, time_ms, session_id, claim_token, error)"""
 
+Stub: TypeAlias = tuple[str, str]
+"""(task_type, affinity) of a task that is no longer retained."""
+
 NO_EVENT: Final = task_pb2.TASK_EVENT_KIND_UNSPECIFIED
 ID_PREFIX = "t-"
 ID_DIGITS = 12
@@ -121,6 +124,11 @@ class Task:
     def task_id(self) -> str:
         """The id that callers see."""
         return task_id_of(self.number)
+
+    @property
+    def stub(self) -> Stub:
+        """What a watch may select by and never changes."""
+        return (self.task_type, self.affinity)
 
     def record(self, event: Event, most: int) -> None:
         """Adds an event; keeps the last `most`."""

@@ -16,6 +16,7 @@ from gaia.command.v1 import snapshot_pb2
 from gaia.task.v1 import task_pb2
 
 from gaia_grpc.state import refusal, topics
+from gaia_grpc.state.changes import ChangeLog
 from gaia_grpc.state.context import Context
 from gaia_grpc.state.session_record import Session
 from gaia_grpc.state.sessions import SessionTable
@@ -38,6 +39,7 @@ from gaia_grpc.state.task_record import (
     SCHEDULED,
     EventKind,
     State,
+    Stub,
     Task,
     task_number_of,
 )
@@ -65,6 +67,7 @@ class TaskStore:
         self._last_token = 0
         self.index = PendingIndex(self._tasks)
         self.counts: dict[State, int] = dict.fromkeys((*OPEN_STATES, *FINISHED_STATES), 0)
+        self.changes = ChangeLog[State, Stub](context)
         self.enqueued_total = 0
         self.claims_total = 0
         self.completed_total = 0
@@ -145,7 +148,7 @@ class TaskStore:
         self._insert(task)
         self.enqueued_total += 1
         self.counts[PENDING] += 1
-        self._context.touch(topics.TASKS)
+        self._changed(task, None)
         return task
 
     def make_pending(self, task: Task) -> None:
@@ -170,6 +173,7 @@ class TaskStore:
         task.ended_by = NO_EVENT
         task.progress_micro = 0
         session.claims.add(task.number)
+        self._sessions.claims_changed(session)
         self.claims_total += 1
         self._set_claim_timer(task)
         self.record(task, task_pb2.TASK_EVENT_KIND_CLAIMED)
@@ -183,7 +187,7 @@ class TaskStore:
             task.checkpoint = checkpoint
         self.record(task, task_pb2.TASK_EVENT_KIND_EXTENDED)
         task.update_ms = self._context.now_ms
-        self._context.touch(topics.TASKS)
+        self._changed(task, task.state)
 
     def end_claim(
         self, task: Task, holder: Session | None, kind: EventKind, error: str = ""
@@ -195,6 +199,7 @@ class TaskStore:
         task.ended_by = kind
         if holder is not None:
             holder.claims.discard(task.number)
+            self._sessions.claims_changed(holder)
         self.record(task, kind, error)
 
     def leave_queue(self, task: Task, state: State) -> None:
@@ -259,10 +264,15 @@ class TaskStore:
 
     def _move(self, task: Task, state: State) -> None:
         self._frozen.changing(task.number)
-        self.counts[task.state] -= 1
+        before = task.state
+        self.counts[before] -= 1
         self.counts[state] += 1
         task.state = state
         task.update_ms = self._context.now_ms
+        self._changed(task, before)
+
+    def _changed(self, task: Task, before: State | None) -> None:
+        self.changes.note(task.number, before, task.state)
         self._context.touch(topics.TASKS)
 
     def _set_claim_timer(self, task: Task) -> None:
@@ -294,6 +304,7 @@ class TaskStore:
         if self._block_counts[block] == 0 and block != self._last_number >> BLOCK_BITS:
             del self._block_counts[block]
             del self._blocks[bisect_left(self._blocks, block)]
+        self.changes.note(number, task.state, None, task.stub)
         self._context.touch(topics.TASKS)
 
     def _insert(self, task: Task) -> None:
@@ -329,6 +340,7 @@ class TaskStore:
         self.claims_total = counters.claims_total
         self.completed_total = counters.completed_total
         self._finished.set_due(counters.finished_due_ms)
+        self.changes.restored()
 
     def _load(self, record: bytes) -> None:
         task = decode_task(record)

@@ -21,6 +21,7 @@ from gaia_grpc.state.session_record import Session
 from gaia_grpc.state.sessions import SessionTable
 from gaia_grpc.state.snapshot import Part
 from gaia_grpc.state.task_claims import TaskClaims
+from gaia_grpc.state.task_explain import TaskExplainer
 from gaia_grpc.state.task_flow import TaskFlow
 from gaia_grpc.state.task_index import MAX_PRIORITY
 from gaia_grpc.state.task_queries import TaskQueries
@@ -34,6 +35,7 @@ from gaia_grpc.state.task_record import (
     state_name,
 )
 from gaia_grpc.state.task_store import TaskStore
+from gaia_grpc.state.task_watch import TaskWatch
 
 FULL_RETRY_MS = 1_000
 MAX_PROGRESS_MICRO = 1_000_000
@@ -65,6 +67,8 @@ class TaskTable:
             "list_tasks": queries.list_page,
             "get_queue_stats": queries.stats,
             "claim_wait": self.claims.wait_state,
+            "explain_assignment": TaskExplainer(sessions, self._store).explain,
+            "watch_tasks": TaskWatch(context, self._store).next,
         }
 
     def settings_changed(self) -> None:

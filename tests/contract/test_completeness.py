@@ -32,7 +32,7 @@ LATER_COMMANDS = {
     "put_classroom", "delete_student_data",
 }  # fmt: skip
 LATER_QUERIES = {
-    "explain_assignment", "get_history", "list_interventions",
+    "get_history", "list_interventions",
     "get_classroom", "list_classrooms",
 }  # fmt: skip
 

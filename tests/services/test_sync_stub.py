@@ -66,9 +66,11 @@ def test_what_is_missing_is_an_invalid_argument(grpc_stub: Any) -> None:
     assert error.details() == "task_type is required"
 
 
-def test_a_stream_that_is_not_served_yet(grpc_stub: Any) -> None:
-    with pytest.raises(grpc.RpcError) as caught:
-        next(grpc_stub.WatchTasks(task_pb2.WatchTasksRequest(), timeout=5))
-    error: Any = caught.value
-    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert "ListTasks" in error.details()
+def test_a_stream_is_read(grpc_stub: Any) -> None:
+    task_id = grpc_stub.EnqueueTask(
+        task_pb2.EnqueueTaskRequest(task_type="watched"), timeout=5
+    ).task.task_id
+    watch = grpc_stub.WatchTasks(task_pb2.WatchTasksRequest(task_type="watched"), timeout=5)
+    assert [task.task_id for task in next(watch).tasks] == [task_id]
+    assert next(watch).kind == task_pb2.WATCH_KIND_COMPLETE
+    watch.cancel()

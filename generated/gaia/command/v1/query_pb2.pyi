@@ -52,6 +52,8 @@ class Query(_message.Message):
     GET_CLASSROOM_FIELD_NUMBER: _builtins.int
     LIST_CLASSROOMS_FIELD_NUMBER: _builtins.int
     GET_SETTINGS_FIELD_NUMBER: _builtins.int
+    WATCH_SESSIONS_FIELD_NUMBER: _builtins.int
+    WATCH_TASKS_FIELD_NUMBER: _builtins.int
     LOCK_WAIT_FIELD_NUMBER: _builtins.int
     LIST_LOCKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
@@ -127,6 +129,14 @@ class Query(_message.Message):
         """Settings."""
 
     @_builtins.property
+    def watch_sessions(self) -> Global___WatchSessionsQuery:
+        """The next messages of a watch."""
+
+    @_builtins.property
+    def watch_tasks(self) -> Global___WatchTasksQuery:
+        """The next messages of a watch."""
+
+    @_builtins.property
     def lock_wait(self) -> Global___LockWaitQuery:
         """What became of a wait for a lock."""
 
@@ -155,14 +165,16 @@ class Query(_message.Message):
         get_classroom: _classroom_pb2.GetClassroomRequest | None = ...,
         list_classrooms: _classroom_pb2.ListClassroomsRequest | None = ...,
         get_settings: _cluster_pb2.GetSettingsRequest | None = ...,
+        watch_sessions: Global___WatchSessionsQuery | None = ...,
+        watch_tasks: Global___WatchTasksQuery | None = ...,
         lock_wait: Global___LockWaitQuery | None = ...,
         list_locks: _lock_pb2.ListLocksRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "score_sessions", b"score_sessions"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "score_sessions", b"score_sessions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["get_session", "list_sessions", "score_sessions", "get_task", "list_tasks", "get_queue_stats", "explain_assignment", "claim_wait", "get_aggregate", "list_aggregates", "get_history", "list_alerts", "alert_events", "list_interventions", "get_lock", "get_classroom", "list_classrooms", "get_settings", "lock_wait", "list_locks"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["get_session", "list_sessions", "score_sessions", "get_task", "list_tasks", "get_queue_stats", "explain_assignment", "claim_wait", "get_aggregate", "list_aggregates", "get_history", "list_alerts", "alert_events", "list_interventions", "get_lock", "get_classroom", "list_classrooms", "get_settings", "watch_sessions", "watch_tasks", "lock_wait", "list_locks"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -277,6 +289,176 @@ class LockWaitResult(_message.Message):
 Global___LockWaitResult: _TypeAlias = LockWaitResult  # noqa: Y015
 
 @_typing.final
+class WatchPlace(_message.Message):
+    """WatchPlace says what a watch was sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    ORDINAL_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    PICTURE_NUMBER_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """All changes of entries up to this index were sent,"""
+    ordinal: _builtins.int
+    """and so many changes of the next entry that has some."""
+    complete: _builtins.bool
+    """The full picture is complete. Until then only changes up to picture_number are sent."""
+    picture_number: _builtins.int
+    """Records up to this number are in the full picture."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        ordinal: _builtins.int = ...,
+        complete: _builtins.bool = ...,
+        picture_number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "index", b"index", "ordinal", b"ordinal", "picture_number", b"picture_number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchPlace: _TypeAlias = WatchPlace  # noqa: Y015
+
+@_typing.final
+class WatchSessionsQuery(_message.Message):
+    """WatchSessionsQuery asks for the next messages of a watch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """Most records to return."""
+    @_builtins.property
+    def filter(self) -> _session_pb2.WatchSessionsRequest:
+        """What it selects."""
+
+    @_builtins.property
+    def place(self) -> Global___WatchPlace:
+        """What it was sent; absent at its beginning."""
+
+    def __init__(
+        self,
+        *,
+        filter: _session_pb2.WatchSessionsRequest | None = ...,
+        place: Global___WatchPlace | None = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "place", b"place"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "limit", b"limit", "place", b"place"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchSessionsQuery: _TypeAlias = WatchSessionsQuery  # noqa: Y015
+
+@_typing.final
+class WatchSessionsResult(_message.Message):
+    """WatchSessionsResult holds messages as they are sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    more: _builtins.bool
+    """Whether there is more to send at once."""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_session_pb2.WatchSessionsResponse]:
+        """The messages."""
+
+    @_builtins.property
+    def place(self) -> Global___WatchPlace:
+        """What the watch was sent with them."""
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[_session_pb2.WatchSessionsResponse] | None = ...,
+        place: Global___WatchPlace | None = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["place", b"place"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "more", b"more", "place", b"place"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchSessionsResult: _TypeAlias = WatchSessionsResult  # noqa: Y015
+
+@_typing.final
+class WatchTasksQuery(_message.Message):
+    """WatchTasksQuery asks for the next messages of a watch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """Most records to return."""
+    @_builtins.property
+    def filter(self) -> _task_pb2.WatchTasksRequest:
+        """What it selects."""
+
+    @_builtins.property
+    def place(self) -> Global___WatchPlace:
+        """What it was sent; absent at its beginning."""
+
+    def __init__(
+        self,
+        *,
+        filter: _task_pb2.WatchTasksRequest | None = ...,
+        place: Global___WatchPlace | None = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "place", b"place"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "limit", b"limit", "place", b"place"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchTasksQuery: _TypeAlias = WatchTasksQuery  # noqa: Y015
+
+@_typing.final
+class WatchTasksResult(_message.Message):
+    """WatchTasksResult holds messages as they are sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    more: _builtins.bool
+    """Whether there is more to send at once."""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.WatchTasksResponse]:
+        """The messages."""
+
+    @_builtins.property
+    def place(self) -> Global___WatchPlace:
+        """What the watch was sent with them."""
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[_task_pb2.WatchTasksResponse] | None = ...,
+        place: Global___WatchPlace | None = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["place", b"place"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "more", b"more", "place", b"place"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchTasksResult: _TypeAlias = WatchTasksResult  # noqa: Y015
+
+@_typing.final
 class AlertEventsQuery(_message.Message):
     """AlertEventsQuery reads alert events."""
 
@@ -369,6 +551,8 @@ class QueryResult(_message.Message):
     GET_CLASSROOM_FIELD_NUMBER: _builtins.int
     LIST_CLASSROOMS_FIELD_NUMBER: _builtins.int
     GET_SETTINGS_FIELD_NUMBER: _builtins.int
+    WATCH_SESSIONS_FIELD_NUMBER: _builtins.int
+    WATCH_TASKS_FIELD_NUMBER: _builtins.int
     LOCK_WAIT_FIELD_NUMBER: _builtins.int
     LIST_LOCKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
@@ -448,6 +632,14 @@ class QueryResult(_message.Message):
         """Settings."""
 
     @_builtins.property
+    def watch_sessions(self) -> Global___WatchSessionsResult:
+        """The next messages of a watch."""
+
+    @_builtins.property
+    def watch_tasks(self) -> Global___WatchTasksResult:
+        """The next messages of a watch."""
+
+    @_builtins.property
     def lock_wait(self) -> Global___LockWaitResult:
         """What became of a wait for a lock."""
 
@@ -477,14 +669,16 @@ class QueryResult(_message.Message):
         get_classroom: _classroom_pb2.GetClassroomResponse | None = ...,
         list_classrooms: _classroom_pb2.ListClassroomsResponse | None = ...,
         get_settings: _cluster_pb2.GetSettingsResponse | None = ...,
+        watch_sessions: Global___WatchSessionsResult | None = ...,
+        watch_tasks: Global___WatchTasksResult | None = ...,
         lock_wait: Global___LockWaitResult | None = ...,
         list_locks: _lock_pb2.ListLocksResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "refusal", b"refusal", "score_sessions", b"score_sessions"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "refusal", b"refusal", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "refusal", b"refusal", "score_sessions", b"score_sessions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "refusal", b"refusal", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["refusal", "get_session", "list_sessions", "score_sessions", "get_task", "list_tasks", "get_queue_stats", "explain_assignment", "claim_wait", "get_aggregate", "list_aggregates", "get_history", "list_alerts", "alert_events", "list_interventions", "get_lock", "get_classroom", "list_classrooms", "get_settings", "lock_wait", "list_locks"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["refusal", "get_session", "list_sessions", "score_sessions", "get_task", "list_tasks", "get_queue_stats", "explain_assignment", "claim_wait", "get_aggregate", "list_aggregates", "get_history", "list_alerts", "alert_events", "list_interventions", "get_lock", "get_classroom", "list_classrooms", "get_settings", "watch_sessions", "watch_tasks", "lock_wait", "list_locks"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 

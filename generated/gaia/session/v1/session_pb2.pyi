@@ -88,9 +88,11 @@ class _WatchKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WatchKind.V
     WATCH_KIND_CHANGED: _WatchKind.ValueType  # 3
     """New or changed."""
     WATCH_KIND_REMOVED: _WatchKind.ValueType  # 4
-    """Removed."""
+    """Removed, or no longer what the watch selects; it may never have been sent."""
     WATCH_KIND_RESYNC: _WatchKind.ValueType  # 5
-    """The watch fell behind; the full picture follows again."""
+    """The watch fell behind: forget everything, the full picture follows again."""
+    WATCH_KIND_PROGRESS: _WatchKind.ValueType  # 6
+    """Nothing new for a while; through_index is newer."""
 
 class WatchKind(_WatchKind, metaclass=_WatchKindEnumTypeWrapper):
     """WatchKind says what one message of a watch tells."""
@@ -104,9 +106,11 @@ WATCH_KIND_COMPLETE: WatchKind.ValueType  # 2
 WATCH_KIND_CHANGED: WatchKind.ValueType  # 3
 """New or changed."""
 WATCH_KIND_REMOVED: WatchKind.ValueType  # 4
-"""Removed."""
+"""Removed, or no longer what the watch selects; it may never have been sent."""
 WATCH_KIND_RESYNC: WatchKind.ValueType  # 5
-"""The watch fell behind; the full picture follows again."""
+"""The watch fell behind: forget everything, the full picture follows again."""
+WATCH_KIND_PROGRESS: WatchKind.ValueType  # 6
+"""Nothing new for a while; through_index is newer."""
 Global___WatchKind: _TypeAlias = WatchKind  # noqa: Y015
 
 @_typing.final
@@ -542,16 +546,38 @@ class WatchSessionsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TIER_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
+    AFTER_INDEX_FIELD_NUMBER: _builtins.int
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    INTERVAL_MS_FIELD_NUMBER: _builtins.int
     tier: Global___Tier.ValueType
     """Only sessions of this tier, where set."""
+    provider: _builtins.str
+    """Only sessions of this provider, where set."""
+    health: Global___Health.ValueType
+    """Only sessions of this health, where set."""
+    after_index: _builtins.int
+    """Go on after the through_index of an earlier message, with the same filters; 0 begins with the
+    full picture. Where the peer has lost the changes since, it sends RESYNC.
+    """
+    cluster_id: _builtins.str
+    """The cluster that after_index belongs to; another one is sent in full."""
+    interval_ms: _builtins.int
+    """Longest time without a message, in milliseconds, 100 to 60,000; 0 is 5,000."""
     def __init__(
         self,
         *,
         tier: Global___Tier.ValueType = ...,
+        provider: _builtins.str = ...,
+        health: Global___Health.ValueType = ...,
+        after_index: _builtins.int = ...,
+        cluster_id: _builtins.str = ...,
+        interval_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_index", b"after_index", "cluster_id", b"cluster_id", "health", b"health", "interval_ms", b"interval_ms", "provider", b"provider", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -566,13 +592,26 @@ class WatchSessionsResponse(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     APPLIED_INDEX_FIELD_NUMBER: _builtins.int
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    THROUGH_INDEX_FIELD_NUMBER: _builtins.int
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
     kind: Global___WatchKind.ValueType
     """What the message tells."""
     applied_index: _builtins.int
-    """Index of the log entry that made the change."""
+    """Index of the log entry that made the change; otherwise what the peer had applied."""
+    through_index: _builtins.int
+    """Everything up to this index was sent: where to go on. 0 until the full picture is complete."""
+    cluster_id: _builtins.str
+    """The cluster; set in COMPLETE and PROGRESS."""
     @_builtins.property
     def session(self) -> Global___Session:
-        """The session after the change; before it where it was removed."""
+        """CHANGED: the session after the change. REMOVED: before it where it was removed, after it where
+        it no longer is what the watch selects.
+        """
+
+    @_builtins.property
+    def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Session]:
+        """EXISTING: some sessions, in the order of their ids."""
 
     def __init__(
         self,
@@ -580,10 +619,13 @@ class WatchSessionsResponse(_message.Message):
         kind: Global___WatchKind.ValueType = ...,
         session: Global___Session | None = ...,
         applied_index: _builtins.int = ...,
+        sessions: _abc.Iterable[Global___Session] | None = ...,
+        through_index: _builtins.int = ...,
+        cluster_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "kind", b"kind", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "cluster_id", b"cluster_id", "kind", b"kind", "session", b"session", "sessions", b"sessions", "through_index", b"through_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -124,7 +124,9 @@ class SessionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchSessions(self, request, context):
-        """WatchSessions sends every session once and then each change.
+        """WatchSessions sends every session once and then each change, in the order of the log. Of several
+        changes of one session that came quicker than they could be sent, the last is sent. A heartbeat
+        alone is no change. On any peer, after any failure, a watch goes on after through_index.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -54,7 +54,10 @@ class SessionServiceStub:
     ListSessions: _grpc.UnaryUnaryMultiCallable[_session_pb2.ListSessionsRequest, _session_pb2.ListSessionsResponse]
     """ListSessions reads sessions in the order of their ids, a page at a time."""
     WatchSessions: _grpc.UnaryStreamMultiCallable[_session_pb2.WatchSessionsRequest, _session_pb2.WatchSessionsResponse]
-    """WatchSessions sends every session once and then each change."""
+    """WatchSessions sends every session once and then each change, in the order of the log. Of several
+    changes of one session that came quicker than they could be sent, the last is sent. A heartbeat
+    alone is no change. On any peer, after any failure, a watch goes on after through_index.
+    """
     ScoreSessions: _grpc.UnaryUnaryMultiCallable[_session_pb2.ScoreSessionsRequest, _session_pb2.ScoreSessionsResponse]
     """ScoreSessions tells how well each session fits an affinity, with the parts of the score."""
 
@@ -84,7 +87,10 @@ class SessionServiceAsyncStub(SessionServiceStub):
     ListSessions: _aio.UnaryUnaryMultiCallable[_session_pb2.ListSessionsRequest, _session_pb2.ListSessionsResponse]  # type: ignore[assignment]
     """ListSessions reads sessions in the order of their ids, a page at a time."""
     WatchSessions: _aio.UnaryStreamMultiCallable[_session_pb2.WatchSessionsRequest, _session_pb2.WatchSessionsResponse]  # type: ignore[assignment]
-    """WatchSessions sends every session once and then each change."""
+    """WatchSessions sends every session once and then each change, in the order of the log. Of several
+    changes of one session that came quicker than they could be sent, the last is sent. A heartbeat
+    alone is no change. On any peer, after any failure, a watch goes on after through_index.
+    """
     ScoreSessions: _aio.UnaryUnaryMultiCallable[_session_pb2.ScoreSessionsRequest, _session_pb2.ScoreSessionsResponse]  # type: ignore[assignment]
     """ScoreSessions tells how well each session fits an affinity, with the parts of the score."""
 
@@ -141,7 +147,10 @@ class SessionServiceServicer:
         request: _session_pb2.WatchSessionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_session_pb2.WatchSessionsResponse], _abc.AsyncIterator[_session_pb2.WatchSessionsResponse]]:
-        """WatchSessions sends every session once and then each change."""
+        """WatchSessions sends every session once and then each change, in the order of the log. Of several
+        changes of one session that came quicker than they could be sent, the last is sent. A heartbeat
+        alone is no change. On any peer, after any failure, a watch goes on after through_index.
+        """
 
     def ScoreSessions(
         self,

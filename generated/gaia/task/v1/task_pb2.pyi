@@ -126,6 +126,82 @@ TASK_EVENT_KIND_AVAILABLE: TaskEventKind.ValueType  # 12
 """The backoff or delay is over."""
 Global___TaskEventKind: _TypeAlias = TaskEventKind  # noqa: Y015
 
+class _WatchKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WatchKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WatchKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WATCH_KIND_UNSPECIFIED: _WatchKind.ValueType  # 0
+    """Not set; never sent."""
+    WATCH_KIND_EXISTING: _WatchKind.ValueType  # 1
+    """Part of the first, full picture."""
+    WATCH_KIND_COMPLETE: _WatchKind.ValueType  # 2
+    """The full picture is complete."""
+    WATCH_KIND_CHANGED: _WatchKind.ValueType  # 3
+    """New or changed."""
+    WATCH_KIND_REMOVED: _WatchKind.ValueType  # 4
+    """No longer retained, or no longer what the watch selects; it may never have been sent."""
+    WATCH_KIND_RESYNC: _WatchKind.ValueType  # 5
+    """The watch fell behind: forget everything, the full picture follows again."""
+    WATCH_KIND_PROGRESS: _WatchKind.ValueType  # 6
+    """Nothing new for a while; through_index is newer."""
+
+class WatchKind(_WatchKind, metaclass=_WatchKindEnumTypeWrapper):
+    """WatchKind says what one message of a watch tells."""
+
+WATCH_KIND_UNSPECIFIED: WatchKind.ValueType  # 0
+"""Not set; never sent."""
+WATCH_KIND_EXISTING: WatchKind.ValueType  # 1
+"""Part of the first, full picture."""
+WATCH_KIND_COMPLETE: WatchKind.ValueType  # 2
+"""The full picture is complete."""
+WATCH_KIND_CHANGED: WatchKind.ValueType  # 3
+"""New or changed."""
+WATCH_KIND_REMOVED: WatchKind.ValueType  # 4
+"""No longer retained, or no longer what the watch selects; it may never have been sent."""
+WATCH_KIND_RESYNC: WatchKind.ValueType  # 5
+"""The watch fell behind: forget everything, the full picture follows again."""
+WATCH_KIND_PROGRESS: WatchKind.ValueType  # 6
+"""Nothing new for a while; through_index is newer."""
+Global___WatchKind: _TypeAlias = WatchKind  # noqa: Y015
+
+class _AssignmentObstacle:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AssignmentObstacleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AssignmentObstacle.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ASSIGNMENT_OBSTACLE_UNSPECIFIED: _AssignmentObstacle.ValueType  # 0
+    """Not set; never returned."""
+    ASSIGNMENT_OBSTACLE_TASK_NOT_PENDING: _AssignmentObstacle.ValueType  # 1
+    """The task does not wait for a claim: it is held, finished, or waits for its time or others."""
+    ASSIGNMENT_OBSTACLE_UNHEALTHY: _AssignmentObstacle.ValueType  # 2
+    """The session is degraded or failed."""
+    ASSIGNMENT_OBSTACLE_NO_CAPACITY: _AssignmentObstacle.ValueType  # 3
+    """It holds as many tasks as it may."""
+    ASSIGNMENT_OBSTACLE_NO_AFFINITY: _AssignmentObstacle.ValueType  # 4
+    """Its specialty does not match the task's affinity."""
+    ASSIGNMENT_OBSTACLE_BEHIND_ANOTHER: _AssignmentObstacle.ValueType  # 5
+    """Another task goes first for this session."""
+
+class AssignmentObstacle(_AssignmentObstacle, metaclass=_AssignmentObstacleEnumTypeWrapper):
+    """AssignmentObstacle is one reason why a session would not get a task now."""
+
+ASSIGNMENT_OBSTACLE_UNSPECIFIED: AssignmentObstacle.ValueType  # 0
+"""Not set; never returned."""
+ASSIGNMENT_OBSTACLE_TASK_NOT_PENDING: AssignmentObstacle.ValueType  # 1
+"""The task does not wait for a claim: it is held, finished, or waits for its time or others."""
+ASSIGNMENT_OBSTACLE_UNHEALTHY: AssignmentObstacle.ValueType  # 2
+"""The session is degraded or failed."""
+ASSIGNMENT_OBSTACLE_NO_CAPACITY: AssignmentObstacle.ValueType  # 3
+"""It holds as many tasks as it may."""
+ASSIGNMENT_OBSTACLE_NO_AFFINITY: AssignmentObstacle.ValueType  # 4
+"""Its specialty does not match the task's affinity."""
+ASSIGNMENT_OBSTACLE_BEHIND_ANOTHER: AssignmentObstacle.ValueType  # 5
+"""Another task goes first for this session."""
+Global___AssignmentObstacle: _TypeAlias = AssignmentObstacle  # noqa: Y015
+
 @_typing.final
 class Task(_message.Message):
     """Task is one unit of work."""
@@ -1308,19 +1384,41 @@ class WatchTasksRequest(_message.Message):
 
     TASK_ID_FIELD_NUMBER: _builtins.int
     TASK_TYPE_FIELD_NUMBER: _builtins.int
+    AFFINITY_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    AFTER_INDEX_FIELD_NUMBER: _builtins.int
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    INTERVAL_MS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """Only this task, where set."""
     task_type: _builtins.str
     """Only tasks of this type, where set."""
+    affinity: _builtins.str
+    """Only tasks of this affinity, where set."""
+    state: Global___TaskState.ValueType
+    """Only tasks in this state, where set; one that leaves it is REMOVED."""
+    after_index: _builtins.int
+    """Go on after the through_index of an earlier message, with the same filters; 0 begins with the
+    full picture. Where the peer has lost the changes since, it sends RESYNC.
+    """
+    cluster_id: _builtins.str
+    """The cluster that after_index belongs to; another one is sent in full."""
+    interval_ms: _builtins.int
+    """Longest time without a message, in milliseconds, 100 to 60,000; 0 is 5,000."""
     def __init__(
         self,
         *,
         task_id: _builtins.str = ...,
         task_type: _builtins.str = ...,
+        affinity: _builtins.str = ...,
+        state: Global___TaskState.ValueType = ...,
+        after_index: _builtins.int = ...,
+        cluster_id: _builtins.str = ...,
+        interval_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id", "task_type", b"task_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity", "after_index", b"after_index", "cluster_id", b"cluster_id", "interval_ms", b"interval_ms", "state", b"state", "task_id", b"task_id", "task_type", b"task_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1328,20 +1426,36 @@ Global___WatchTasksRequest: _TypeAlias = WatchTasksRequest  # noqa: Y015
 
 @_typing.final
 class WatchTasksResponse(_message.Message):
-    """WatchTasksResponse is one change."""
+    """WatchTasksResponse is one message of the watch."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TASK_FIELD_NUMBER: _builtins.int
     APPLIED_INDEX_FIELD_NUMBER: _builtins.int
     RESYNC_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    THROUGH_INDEX_FIELD_NUMBER: _builtins.int
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
     applied_index: _builtins.int
-    """Index of the log entry that made the change."""
+    """Index of the log entry that made the change; otherwise what the peer had applied."""
     resync: _builtins.bool
-    """The watch fell behind: read the tasks again with ListTasks."""
+    """As kind RESYNC: forget everything, the full picture follows."""
+    kind: Global___WatchKind.ValueType
+    """What the message tells."""
+    through_index: _builtins.int
+    """Everything up to this index was sent: where to go on. 0 until the full picture is complete."""
+    cluster_id: _builtins.str
+    """The cluster; set in COMPLETE and PROGRESS."""
     @_builtins.property
     def task(self) -> Global___Task:
-        """The task after the change, without payload and history."""
+        """CHANGED: the task after the change, without payload, result and history. REMOVED: as it is now,
+        or its id, type and affinity alone where it is no longer retained.
+        """
+
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Task]:
+        """EXISTING: some tasks, in the order of their ids, without payload, result and history."""
 
     def __init__(
         self,
@@ -1349,10 +1463,14 @@ class WatchTasksResponse(_message.Message):
         task: Global___Task | None = ...,
         applied_index: _builtins.int = ...,
         resync: _builtins.bool = ...,
+        kind: Global___WatchKind.ValueType = ...,
+        tasks: _abc.Iterable[Global___Task] | None = ...,
+        through_index: _builtins.int = ...,
+        cluster_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "resync", b"resync", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "cluster_id", b"cluster_id", "kind", b"kind", "resync", b"resync", "task", b"task", "tasks", b"tasks", "through_index", b"through_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1396,6 +1514,15 @@ class ExplainAssignmentResponse(_message.Message):
 
     TASK_FIELD_NUMBER: _builtins.int
     EXPLANATIONS_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
+    TOTAL_SESSIONS_FIELD_NUMBER: _builtins.int
+    ELIGIBLE_SESSIONS_FIELD_NUMBER: _builtins.int
+    explanation: _builtins.str
+    """Where the task itself stands and what it needs, in plain words."""
+    total_sessions: _builtins.int
+    """Sessions there are; more than explanations where page_size cut them off."""
+    eligible_sessions: _builtins.int
+    """Sessions that would get the task if they asked now."""
     @_builtins.property
     def task(self) -> Global___Task:
         """The task, without payload and history."""
@@ -1409,10 +1536,13 @@ class ExplainAssignmentResponse(_message.Message):
         *,
         task: Global___Task | None = ...,
         explanations: _abc.Iterable[Global___AssignmentExplanation] | None = ...,
+        explanation: _builtins.str = ...,
+        total_sessions: _builtins.int = ...,
+        eligible_sessions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanations", b"explanations", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["eligible_sessions", b"eligible_sessions", "explanation", b"explanation", "explanations", b"explanations", "task", b"task", "total_sessions", b"total_sessions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1429,6 +1559,9 @@ class AssignmentExplanation(_message.Message):
     AFFINITY_SCORE_FIELD_NUMBER: _builtins.int
     ELIGIBLE_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
+    OBSTACLES_FIELD_NUMBER: _builtins.int
+    AHEAD_TASK_ID_FIELD_NUMBER: _builtins.int
+    FREE_CAPACITY_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session."""
     session_name: _builtins.str
@@ -1436,9 +1569,17 @@ class AssignmentExplanation(_message.Message):
     affinity_score: _builtins.float
     """Affinity score, 0.0, 0.5 or 1.0."""
     eligible: _builtins.bool
-    """Whether it would get the task if it asked now."""
+    """Whether it would get the task if it asked now for one task of any type."""
     explanation: _builtins.str
     """Why, in plain words."""
+    ahead_task_id: _builtins.str
+    """The task that it would get instead, where there is one."""
+    free_capacity: _builtins.int
+    """Tasks that it may still take."""
+    @_builtins.property
+    def obstacles(self) -> _containers.RepeatedScalarFieldContainer[Global___AssignmentObstacle.ValueType]:
+        """Everything that is in the way; empty where it is eligible."""
+
     def __init__(
         self,
         *,
@@ -1447,10 +1588,13 @@ class AssignmentExplanation(_message.Message):
         affinity_score: _builtins.float = ...,
         eligible: _builtins.bool = ...,
         explanation: _builtins.str = ...,
+        obstacles: _abc.Iterable[Global___AssignmentObstacle.ValueType] | None = ...,
+        ahead_task_id: _builtins.str = ...,
+        free_capacity: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity_score", b"affinity_score", "eligible", b"eligible", "explanation", b"explanation", "session_id", b"session_id", "session_name", b"session_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity_score", b"affinity_score", "ahead_task_id", b"ahead_task_id", "eligible", b"eligible", "explanation", b"explanation", "free_capacity", b"free_capacity", "obstacles", b"obstacles", "session_id", b"session_id", "session_name", b"session_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

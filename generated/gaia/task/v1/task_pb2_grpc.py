@@ -225,7 +225,9 @@ class TaskServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchTasks(self, request, context):
-        """WatchTasks sends each change of the selected tasks.
+        """WatchTasks sends every selected task once and then each change, in the order of the log. Of
+        several changes of one task that came quicker than they could be sent, the last is sent. On any
+        peer, after any failure, a watch goes on after through_index.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

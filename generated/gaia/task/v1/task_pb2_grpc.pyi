@@ -74,7 +74,10 @@ class TaskServiceStub:
     GetQueueStats: _grpc.UnaryUnaryMultiCallable[_task_pb2.GetQueueStatsRequest, _task_pb2.GetQueueStatsResponse]
     """GetQueueStats counts tasks by state."""
     WatchTasks: _grpc.UnaryStreamMultiCallable[_task_pb2.WatchTasksRequest, _task_pb2.WatchTasksResponse]
-    """WatchTasks sends each change of the selected tasks."""
+    """WatchTasks sends every selected task once and then each change, in the order of the log. Of
+    several changes of one task that came quicker than they could be sent, the last is sent. On any
+    peer, after any failure, a watch goes on after through_index.
+    """
     ExplainAssignment: _grpc.UnaryUnaryMultiCallable[_task_pb2.ExplainAssignmentRequest, _task_pb2.ExplainAssignmentResponse]
     """ExplainAssignment says per session why it would or would not get a task."""
 
@@ -124,7 +127,10 @@ class TaskServiceAsyncStub(TaskServiceStub):
     GetQueueStats: _aio.UnaryUnaryMultiCallable[_task_pb2.GetQueueStatsRequest, _task_pb2.GetQueueStatsResponse]  # type: ignore[assignment]
     """GetQueueStats counts tasks by state."""
     WatchTasks: _aio.UnaryStreamMultiCallable[_task_pb2.WatchTasksRequest, _task_pb2.WatchTasksResponse]  # type: ignore[assignment]
-    """WatchTasks sends each change of the selected tasks."""
+    """WatchTasks sends every selected task once and then each change, in the order of the log. Of
+    several changes of one task that came quicker than they could be sent, the last is sent. On any
+    peer, after any failure, a watch goes on after through_index.
+    """
     ExplainAssignment: _aio.UnaryUnaryMultiCallable[_task_pb2.ExplainAssignmentRequest, _task_pb2.ExplainAssignmentResponse]  # type: ignore[assignment]
     """ExplainAssignment says per session why it would or would not get a task."""
 
@@ -241,7 +247,10 @@ class TaskServiceServicer:
         request: _task_pb2.WatchTasksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_task_pb2.WatchTasksResponse], _abc.AsyncIterator[_task_pb2.WatchTasksResponse]]:
-        """WatchTasks sends each change of the selected tasks."""
+        """WatchTasks sends every selected task once and then each change, in the order of the log. Of
+        several changes of one task that came quicker than they could be sent, the last is sent. On any
+        peer, after any failure, a watch goes on after through_index.
+        """
 
     def ExplainAssignment(
         self,
