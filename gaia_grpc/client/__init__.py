@@ -6,6 +6,7 @@ public contracts, so whatever it does a client in another language can do too.
 
 from gaia_grpc.client.alerts import AlertListener, AlertsApi
 from gaia_grpc.client.attempts import WorkerCounters
+from gaia_grpc.client.blocking import BlockingClient, connect_blocking
 from gaia_grpc.client.buffer import MetricsBuffer, MetricsCounters
 from gaia_grpc.client.channels import Peer
 from gaia_grpc.client.client import Client
@@ -35,6 +36,7 @@ __all__ = [
     "LOCAL",
     "AlertListener",
     "AlertsApi",
+    "BlockingClient",
     "BlockingJob",
     "ClassroomsApi",
     "Client",
@@ -53,5 +55,6 @@ __all__ = [
     "TasksApi",
     "Worker",
     "WorkerCounters",
+    "connect_blocking",
     "current_job",
 ]

@@ -20,6 +20,7 @@ def test_the_public_names_are_pinned() -> None:
     assert sorted(sdk.__all__) == [
         "AlertListener",
         "AlertsApi",
+        "BlockingClient",
         "BlockingJob",
         "ClassroomsApi",
         "Client",
@@ -40,6 +41,7 @@ def test_the_public_names_are_pinned() -> None:
         "TasksApi",
         "Worker",
         "WorkerCounters",
+        "connect_blocking",
         "current_job",
     ]
     assert all(hasattr(sdk, name) for name in sdk.__all__)

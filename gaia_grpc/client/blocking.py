@@ -1,0 +1,306 @@
+"""The SDK without asyncio: the same API for scripts, notebooks and threads.
+
+    with connect_blocking("127.0.0.1:50051,127.0.0.1:50052") as client:
+        client.tasks.enqueue("grade", b"essay 7")
+        for task in client.tasks.list():
+            ...
+
+All calls of a client run on one loop in a thread of its own, so it may be used by any number of
+threads at once, also where a loop runs already. Each call has the time budget of its asyncio twin.
+"""
+
+from __future__ import annotations
+
+import functools
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Generic, ParamSpec, Self, TypeVar
+
+from gaia.alert.v1 import alert_pb2
+from gaia.session.v1 import session_pb2
+
+from gaia_grpc.client.alerts import AlertListener, AlertsApi
+from gaia_grpc.client.attempts import WorkerCounters
+from gaia_grpc.client.buffer import MetricsBuffer, MetricsCounters
+from gaia_grpc.client.client import Client
+from gaia_grpc.client.metrics import MetricsApi
+from gaia_grpc.client.portal import Facade, Portal, blocking, listing, plain, streaming, wrapped
+from gaia_grpc.client.resources import ClassroomsApi, ClusterApi, SessionsApi
+from gaia_grpc.client.tasks import TasksApi
+from gaia_grpc.client.worker import SIGNALS, AnyHandler, Worker
+
+P = ParamSpec("P")
+Inner = TypeVar("Inner")
+
+
+class Closing(Facade[Inner], Generic[Inner]):
+    """A facade that `with` closes."""
+
+    def close(self) -> None:
+        """Ends it; idempotent."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class BlockingSessions(Facade[SessionsApi]):
+    """See `SessionsApi`."""
+
+    register = blocking(SessionsApi.register)
+    heartbeat = blocking(SessionsApi.heartbeat)
+    deregister = blocking(SessionsApi.deregister)
+    get = blocking(SessionsApi.get)
+    list = listing(SessionsApi.list)
+    score = blocking(SessionsApi.score)
+    watch = streaming(SessionsApi.watch)
+
+
+class BlockingTasks(Facade[TasksApi]):
+    """See `TasksApi`."""
+
+    enqueue = blocking(TasksApi.enqueue)
+    enqueue_batch = blocking(TasksApi.enqueue_batch)
+    claim = blocking(TasksApi.claim)
+    extend = blocking(TasksApi.extend)
+    complete = blocking(TasksApi.complete)
+    complete_batch = blocking(TasksApi.complete_batch)
+    fail = blocking(TasksApi.fail)
+    release = blocking(TasksApi.release)
+    cancel = blocking(TasksApi.cancel)
+    requeue = blocking(TasksApi.requeue)
+    get = blocking(TasksApi.get)
+    list = listing(TasksApi.list)
+    stats = blocking(TasksApi.stats)
+    watch = streaming(TasksApi.watch)
+
+
+class BlockingBuffer(Closing[MetricsBuffer]):
+    """See `MetricsBuffer`."""
+
+    record = plain(MetricsBuffer.record)
+    tick = plain(MetricsBuffer.tick)
+    seal = plain(MetricsBuffer.seal)
+    flush = blocking(MetricsBuffer.flush)
+    close = blocking(MetricsBuffer.close)
+
+    @property
+    def counters(self) -> MetricsCounters:
+        """The counts now; the object goes on counting."""
+        return self._inner.counters
+
+    @property
+    def buffered(self) -> int:
+        """Metrics that are not in a sealed batch yet."""
+        return self._inner.buffered
+
+    @property
+    def last_refusal(self) -> str:
+        """Reason of the latest batch or metric that the cluster refused."""
+        return self._inner.last_refusal
+
+
+class BlockingMetrics(Facade[MetricsApi]):
+    """See `MetricsApi`."""
+
+    buffer = wrapped(MetricsApi.buffer, BlockingBuffer)
+    publish = blocking(MetricsApi.publish)
+    aggregate = blocking(MetricsApi.aggregate)
+    aggregates = listing(MetricsApi.aggregates)
+    history = listing(MetricsApi.history)
+    watch_classroom = streaming(MetricsApi.watch_classroom)
+
+
+class BlockingListener(Closing[AlertListener]):
+    """See `AlertListener`; entering it waits for the first answer."""
+
+    open = blocking(AlertListener.open)
+    next = blocking(AlertListener.next)
+    close = blocking(AlertListener.close)
+
+    @property
+    def cursor(self) -> int | None:
+        """All matching events up to this sequence were handed out; None before the first answer."""
+        return self._inner.cursor
+
+    @property
+    def cluster_id(self) -> str:
+        """The cluster that the cursor belongs to; empty before the first answer."""
+        return self._inner.cluster_id
+
+    @property
+    def reconnects(self) -> int:
+        """How often the stream had to be opened again."""
+        return self._inner.reconnects
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the connection is lost at this moment; it is sought again by itself."""
+        return self._inner.interrupted
+
+    @property
+    def address(self) -> str | None:
+        """The peer that serves the stream."""
+        return self._inner.address
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __iter__(self) -> Iterator[alert_pb2.AlertEvent]:
+        while (event := self._portal.run(anext_or_none(self._inner))) is not None:
+            yield event
+
+
+async def anext_or_none(listener: AlertListener) -> alert_pb2.AlertEvent | None:
+    """The next event; None where the listener is closed."""
+    return await anext(listener, None)
+
+
+class BlockingAlerts(Facade[AlertsApi]):
+    """See `AlertsApi`."""
+
+    listen = wrapped(AlertsApi.listen, BlockingListener)
+    list = listing(AlertsApi.list)
+    acknowledge = blocking(AlertsApi.acknowledge)
+    snooze = blocking(AlertsApi.snooze)
+    resolve = blocking(AlertsApi.resolve)
+
+
+class BlockingClassrooms(Facade[ClassroomsApi]):
+    """See `ClassroomsApi`."""
+
+    put = blocking(ClassroomsApi.put)
+    get = blocking(ClassroomsApi.get)
+
+
+class BlockingCluster(Facade[ClusterApi]):
+    """See `ClusterApi`."""
+
+    status = blocking(ClusterApi.status)
+    statuses = blocking(ClusterApi.statuses)
+    watch_status = streaming(ClusterApi.watch_status)
+    log_entries = blocking(ClusterApi.log_entries)
+    settings = blocking(ClusterApi.settings)
+    update_settings = blocking(ClusterApi.update_settings)
+
+
+class BlockingWorker(Closing[Worker]):
+    """See `Worker`. Plain functions run in a thread each and may use the blocking client."""
+
+    stop = blocking(Worker.stop)
+    close = stop
+
+    def task(self, *task_types: str) -> Callable[[AnyHandler], AnyHandler]:
+        """As `Worker.task`."""
+        return self._inner.task(*task_types)
+
+    def start(self) -> Self:
+        """As `Worker.start`."""
+        self._portal.run(self._inner.start())
+        return self
+
+    def run(self, *, signals: bool = False) -> None:
+        """As `Worker.run`."""
+        with self._stopped_by_signals(signals):
+            self._portal.run(self._inner.run())
+
+    def request_stop(self) -> None:
+        """As `Worker.request_stop`; from any thread."""
+        self._portal.loop.call_soon_threadsafe(self._inner.request_stop)
+
+    @property
+    def counters(self) -> WorkerCounters:
+        """What it did so far."""
+        return self._inner.counters
+
+    @property
+    def session(self) -> session_pb2.Session | None:
+        """The session as registered last; None before `start`."""
+        return self._inner.session
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    @contextmanager
+    def _stopped_by_signals(self, wanted: bool) -> Iterator[None]:
+        numbers = SIGNALS if wanted else ()
+        before = {
+            number: signal.signal(number, lambda *_: self.request_stop()) for number in numbers
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class BlockingClient(Closing[Client]):
+    """See `Client`. Made by `connect_blocking`."""
+
+    def __init__(self, portal: Portal, inner: Client) -> None:
+        """Use `connect_blocking`."""
+        super().__init__(portal, inner)
+        self._closing = threading.Lock()
+        self._closed = False
+        self.sessions = BlockingSessions(portal, inner.sessions)
+        self.tasks = BlockingTasks(portal, inner.tasks)
+        self.metrics = BlockingMetrics(portal, inner.metrics)
+        self.alerts = BlockingAlerts(portal, inner.alerts)
+        self.classrooms = BlockingClassrooms(portal, inner.classrooms)
+        self.cluster = BlockingCluster(portal, inner.cluster)
+
+    worker = wrapped(Worker, BlockingWorker)
+    call = blocking(Client.call)
+
+    @property
+    def client_id(self) -> str:
+        """Scope of the request ids, sent as `gaia-client`."""
+        return self._inner.client_id
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Client addresses of all known peers."""
+        return self._inner.addresses
+
+    def close(self) -> None:
+        """Flushes metrics buffers, closes the channels and ends the thread; idempotent."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                self._portal.run(self._inner.close())
+            finally:
+                self._portal.stop()
+
+
+def _connected(connect: Callable[P, Client]) -> Callable[P, BlockingClient]:
+    @functools.wraps(connect)
+    def call(*args: P.args, **kwargs: P.kwargs) -> BlockingClient:
+        """Connects; raises `UnavailableError` where no peer answers in time."""
+
+        async def opened() -> Client:
+            return await connect(*args, **kwargs).open()
+
+        portal = Portal()
+        try:
+            return BlockingClient(portal, portal.run(opened()))
+        except BaseException:
+            portal.stop()
+            raise
+
+    return call
+
+
+connect_blocking = _connected(Client.connect)
