@@ -96,20 +96,24 @@ class Inbound:
         )
 
     def _founding(self) -> Founding | None:
-        """The first entries of the log, for founding peers that were late; without entries where
-        they are compacted: who finds itself among the members gets the log from a leader then."""
+        """The first entries of the log, for founding peers that were late.
+
+        Without entries where they are compacted, or not here yet: who finds itself among the
+        members gets the log from a leader then, and the others know of which cluster this is.
+        """
         peer = self.peer
-        if peer is not None and peer.engine.core.first_index > 1:
-            return Founding(peer.membership.cluster_id, peer.membership.members, ())
         entries = (
             self._directory.log.read_entries(Index(1), 2)
             if peer is None
             else peer.engine.core.entries(Index(1), 2)
         )
-        if len(entries) < 2 or entries[0].kind is not EntryKind.CONFIGURATION:
+        if len(entries) == 2 and entries[0].index == 1:
+            if entries[0].kind is not EntryKind.CONFIGURATION:
+                return None
+            return Founding(*decode_configuration(entries[0].data), entries)
+        if peer is None:
             return None
-        cluster_id, members = decode_configuration(entries[0].data)
-        return Founding(cluster_id, members, entries)
+        return Founding(peer.membership.cluster_id, peer.membership.members, ())
 
     # --- messages ---
 

@@ -262,7 +262,10 @@ class Reconfiguration:
                 f"{change.node_id} was started with --bootstrap; start it with --join"
             )
         known = self._membership.member(change.node_id)
-        if not answer.empty and not change.peer_uuid and known is None:
+        # Of this cluster it has its own memory: it was removed, or its addition was taken back.
+        founding = answer.founding
+        is_ours = founding is not None and founding.cluster_id == self._membership.cluster_id
+        if not answer.empty and not is_ours and not change.peer_uuid and known is None:
             raise ConfigurationRefusedError(
                 f"{change.node_id} holds data already; start it on an empty directory"
             )

@@ -216,6 +216,37 @@ async def test_joiner_that_is_killed_in_mid_install_goes_on_after_its_restart(
         assert [member.node_id for member in change.members if member.voter][-1] == "n4"
 
 
+async def test_b25_add_that_was_taken_back_can_be_asked_for_again(tmp_path: Path) -> None:
+    """The leader that spoke to the new peer lost its office before the change was committed: the
+    directory belongs to the cluster by then, and nobody's log names it."""
+    async with running(LocalCluster(tmp_path)) as cluster:
+        leader = await cluster.leader()
+        cluster.isolate(leader)
+        starting = await cluster.wait_to_join("n4")
+        with pytest.raises(GaiaError):
+            await cluster.add("n4", via=leader, timeout_s=0.3)
+        await starting
+        await until(partial(follows_another, cluster, others(cluster, leader, "n4")[0], leader))
+        cluster.network.heal()
+        await until(lambda: "n4" not in names_of_members(cluster, leader))
+        change = await cluster.add("n4", via=await cluster.leader())
+        assert [member.node_id for member in change.members] == ["n1", "n2", "n3", "n4"]
+        await cluster.agree()
+
+
+async def test_peer_with_data_of_another_cluster_is_not_added(tmp_path: Path) -> None:
+    async with running(LocalCluster(tmp_path)) as cluster:
+        other = LocalCluster(tmp_path / "other", ("n4",))
+        other.hub = cluster.hub
+        async with running(other):
+            with pytest.raises(ConfigurationRefusedError, match="holds data"):
+                await cluster.add("n4", via=await cluster.leader())
+
+
+def names_of_members(cluster: LocalCluster, name: str) -> list[str]:
+    return [member.node_id for member in cluster.drivers[name].status().members]
+
+
 async def test_learner_that_does_not_come_up_stays_one_and_costs_no_quorum(tmp_path: Path) -> None:
     async with running(LocalCluster(tmp_path)) as cluster, writing(cluster) as writer:
         leader = await cluster.leader()
