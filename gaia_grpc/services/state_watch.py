@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from gaia.command.v1 import query_pb2
 from gaia.session.v1 import session_pb2
@@ -59,7 +59,7 @@ def watch_sessions(
     return watch.messages(lambda **fields: session_pb2.WatchSessionsResponse(kind=kind, **fields))
 
 
-class _Watch(Generic[Response]):
+class _Watch:
     def __init__(
         self,
         ingress: Ingress,
