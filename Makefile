@@ -18,7 +18,7 @@ STAMP := $(VENV)/.gaia-setup-$(KEY)
 
 BREAKING_IMAGE := protos/image.binpb
 CACHE := .cache/test
-SEEDS ?= 200
+SEEDS ?= 300
 MINUTES ?= 5
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -92,7 +92,7 @@ def acknowledge_at_once(core: Core, to_node: NodeId, match_index: Index, round_s
     core.send(to_node, answer)
 
 
-def keep_an_older_snapshot_too(core: Core, *arguments: object, **named: object) -> None:
+def never_end_a_transfer(*arguments: object, **named: object) -> None:
     """No report ever frees the progress of a follower that waits for a snapshot."""
 
 
@@ -114,7 +114,7 @@ LOAD = Machine.load
     [
         (following, "_acknowledge", acknowledge_at_once, "acknowledge"),
         (Durability, "defer", never_wait_for_the_disk, "on disk|before"),
-        (leading, "report_snapshot", keep_an_older_snapshot_too, "not equal|no ready leader"),
+        (leading, "report_snapshot", never_end_a_transfer, "after healing"),
         (handover, "flaw_of_change", lambda before, after: None, "at once|overlap"),
         (Machine, "load", staticmethod(load_without_sessions), "differs"),
     ],
