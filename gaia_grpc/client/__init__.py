@@ -20,6 +20,7 @@ from gaia_grpc.client.jobs import (
     Retry,
     current_job,
 )
+from gaia_grpc.client.locks import HeldLock, LocksApi
 from gaia_grpc.client.metrics import MetricsApi
 from gaia_grpc.client.resources import (
     LINEARIZABLE,
@@ -43,7 +44,9 @@ __all__ = [
     "ClusterApi",
     "Connection",
     "Fail",
+    "HeldLock",
     "Job",
+    "LocksApi",
     "MetricsApi",
     "MetricsBuffer",
     "MetricsCounters",

@@ -10,6 +10,7 @@ from gaia_grpc.client.alerts import AlertsApi
 from gaia_grpc.client.buffer import wall_clock_ms
 from gaia_grpc.client.channels import Peer
 from gaia_grpc.client.connection import Connection, Request, Response, UnaryMethod
+from gaia_grpc.client.locks import LocksApi
 from gaia_grpc.client.metrics import MetricsApi
 from gaia_grpc.client.publisher import Clock
 from gaia_grpc.client.resources import ClassroomsApi, ClusterApi, SessionsApi
@@ -29,6 +30,7 @@ class Client:
         self._connect_timeout = connect_timeout
         self.sessions = SessionsApi(connection)
         self.tasks = TasksApi(connection)
+        self.locks = LocksApi(connection)
         self.metrics = MetricsApi(connection, clock)
         self.alerts = AlertsApi(connection)
         self.classrooms = ClassroomsApi(connection)

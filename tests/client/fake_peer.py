@@ -9,6 +9,7 @@ from typing import Any, Never, Self
 import grpc
 from gaia.alert.v1 import alert_pb2_grpc
 from gaia.cluster.v1 import cluster_pb2, cluster_pb2_grpc
+from gaia.lock.v1 import lock_pb2_grpc
 from gaia.metrics.v1 import metrics_pb2_grpc
 from gaia.session.v1 import session_pb2_grpc
 from gaia.task.v1 import task_pb2, task_pb2_grpc
@@ -74,6 +75,7 @@ class FakePeer:
         self.address = f"127.0.0.1:{port}"
         task_pb2_grpc.add_TaskServiceServicer_to_server(_Tasks(self), server)
         session_pb2_grpc.add_SessionServiceServicer_to_server(_Sessions(self), server)
+        lock_pb2_grpc.add_LockServiceServicer_to_server(_Locks(self), server)
         metrics_pb2_grpc.add_MetricsServiceServicer_to_server(_Metrics(self), server)
         alert_pb2_grpc.add_AlertServiceServicer_to_server(_Alerts(self), server)
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(_Cluster(self), server)
@@ -154,6 +156,26 @@ class _Sessions(session_pb2_grpc.SessionServiceServicer):
 
     async def DeregisterSession(self, request: Message, context: Any) -> Any:
         return await self._peer.answer("DeregisterSession", request, context)
+
+
+class _Locks(lock_pb2_grpc.LockServiceServicer):
+    def __init__(self, peer: FakePeer) -> None:
+        self._peer = peer
+
+    async def AcquireLock(self, request: Message, context: Any) -> Any:
+        return await self._peer.answer("AcquireLock", request, context)
+
+    async def RenewLock(self, request: Message, context: Any) -> Any:
+        return await self._peer.answer("RenewLock", request, context)
+
+    async def ReleaseLock(self, request: Message, context: Any) -> Any:
+        return await self._peer.answer("ReleaseLock", request, context)
+
+    async def GetLock(self, request: Message, context: Any) -> Any:
+        return await self._peer.answer("GetLock", request, context)
+
+    async def ListLocks(self, request: Message, context: Any) -> Any:
+        return await self._peer.answer("ListLocks", request, context)
 
 
 class _Metrics(metrics_pb2_grpc.MetricsServiceServicer):
