@@ -1,0 +1,57 @@
+"""A script without asyncio, for test_workers.py: `python blocking_script.py CLUSTER`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+from gaia_grpc.client import BlockingJob, connect_blocking
+from gaia_grpc.errors import NotFoundError
+
+with connect_blocking(sys.argv[1]) as client:
+    worker = client.worker(name="script", concurrency=3)
+    left = threading.Semaphore(0)
+
+    @worker.task("double")
+    def double(job: BlockingJob) -> bytes:
+        job.checkpoint(b"begun", progress=0.5)
+        number = int(job.payload)
+        if number < 10:  # work that makes work
+            client.tasks.enqueue("double", str(number + 10).encode())
+        left.release()
+        return str(2 * number).encode()
+
+    def stop_when_done() -> None:
+        for _ in range(20):
+            left.acquire()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_when_done).start()
+    for n in range(10):
+        client.tasks.enqueue("double", str(n).encode(), idempotency_key=f"script-{n}")
+    worker.run(signals=True)
+
+    results = [
+        int(client.tasks.get(task.task_id).task.result)
+        for task in client.tasks.list(task_type="double")
+    ]
+    sys.stdout.write(f"results {sorted(results)}\n")
+
+    with client.alerts.listen(classroom_id="script") as alerts:
+        with client.metrics.buffer(
+            student_id="ana", app_name="math", classroom_id="script"
+        ) as buffer:
+            for _ in range(5):
+                buffer.record("error")
+        event = next(iter(alerts))
+        sys.stdout.write(f"alert for {event.alert.student_id}\n")
+
+    try:
+        client.tasks.get("t-000000999999")
+    except NotFoundError as error:
+        sys.stdout.write(f"{error.instance_reason}\n")
+# gRPC keeps a thread of its own for the life of the process.
+ours = [thread.name for thread in threading.enumerate() if thread.name.startswith(("gaia", "task"))]
+sys.stdout.write(f"threads {ours}\n")
