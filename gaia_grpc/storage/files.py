@@ -135,6 +135,10 @@ class SystemFile:
         """Content and size."""
         sync_descriptor(self._descriptor)
 
+    def __del__(self) -> None:
+        # Whoever waited for the handle may be gone before a thread has made it.
+        self.close()
+
     def close(self) -> None:
         """Idempotent."""
         if self._descriptor >= 0:

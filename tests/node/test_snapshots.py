@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
+import os
+import threading
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -188,6 +191,33 @@ async def test_snapshot_that_is_given_up_tells_who_asked_for_it(tmp_path: Path) 
         with pytest.raises(UnavailableError, match="given up"):
             await taking
         assert (await driver.take_snapshot(timeout_s=5)).index > 0
+
+
+async def test_download_that_is_given_up_while_it_begins_keeps_no_file_open(tmp_path: Path) -> None:
+    """The thread opens it all the same, and nobody is left to close it."""
+    async with running(LocalCluster(tmp_path, ("n1",))) as cluster:
+        await cluster.leader()
+        await enqueue_some(cluster, "n1", 20)
+        driver = cluster.drivers["n1"]
+        await driver.take_snapshot(timeout_s=5)
+        files = tmp_path / "n1" / "snapshots"
+        for _ in range(20):
+            busy = threading.Event()
+            waiting = asyncio.create_task(driver._disk.run(busy.wait))
+            reading = asyncio.create_task(driver.read_snapshot(1_000))
+            await asyncio.sleep(0.001)
+            reading.cancel()
+            await asyncio.wait((reading,))
+            busy.set()
+            await waiting
+        assert await driver._disk.run(partial(open_files, files)) == []
+
+
+def open_files(folder: Path) -> list[str]:
+    """Which files of a folder this process has open."""
+    gc.collect()
+    opened = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
+    return [path for path in opened if path.startswith(f"{folder}/")]
 
 
 # --- crashes and damage ---------------------------------------------------------------------------
