@@ -7,6 +7,7 @@ loggers (asyncio, grpc) take the same way.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
@@ -105,8 +106,17 @@ class _Forwarder(logging.Handler):
     """Hands records of the standard library to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name.startswith("grpc") and _is_cancellation(record):
+            # gRPC's server reports a call as an unhandled exception whose caller gave up before it
+            # had begun here, as after a stall of this process.
+            return
         log = structlog.get_logger()
         fields: dict[str, object] = {"logger": record.name}
         if record.exc_info:
             fields["exc_info"] = record.exc_info
         log.log(record.levelno, record.getMessage(), **fields)
+
+
+def _is_cancellation(record: logging.LogRecord) -> bool:
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is not None and issubclass(kind, asyncio.CancelledError)

@@ -87,8 +87,9 @@ async def serve(config: PeerConfig, clock: Clock | None = None) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    keep_what_is_loaded()
     try:
-        await PeerServer(config, clock).run(stop)
+        await PeerServer(config, clock, owns_process=True).run(stop)
     except ConfigError as error:
         return _complain(error.message, EXIT_USAGE)
     except GaiaError as error:
@@ -113,9 +114,13 @@ def _complain(message: str, exit_code: int) -> int:
 class PeerServer:
     """One peer from its start to its end; see the module."""
 
-    def __init__(self, config: PeerConfig, clock: Clock | None = None) -> None:
+    def __init__(
+        self, config: PeerConfig, clock: Clock | None = None, *, owns_process: bool = False
+    ) -> None:
+        """`owns_process`: nothing else runs in it, so its garbage collector is ours to set."""
         check_settings(config)
         self._clock = clock
+        self._owns_process = owns_process
         # Others are told this address, so it must be known before anyone asks.
         self.config = replace(config, listen=with_port(config.listen))
         self.ready = asyncio.Event()
@@ -183,11 +188,14 @@ class PeerServer:
             applied_index=status.applied_index,
             version=__version__,
         )
-        keep_what_is_loaded()
+        if self._owns_process:
+            # Without a collection: this peer takes part by now, and one over a large state would
+            # hold it up for longer than the others wait for a vote or a heartbeat.
+            gc.freeze()
         self.ready.set()
 
     def _on_state_loaded(self) -> None:
-        if self.ready.is_set():  # before, READY does it once for everything
+        if self._owns_process and self.ready.is_set():  # before, READY keeps everything
             keep_what_is_loaded()
 
     def _close(self, directory: DataDirectory) -> None:
@@ -199,7 +207,8 @@ class PeerServer:
 def keep_what_is_loaded() -> None:
     """What was loaded stays: later full collections over it would hold up the loop.
 
-    What it has replaced goes, in this one collection.
+    What it has replaced goes, in this one collection, which takes some tenths of a second where the
+    state is large.
     """
     gc.unfreeze()
     gc.collect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -91,6 +92,19 @@ def test_the_standard_library_takes_the_same_way() -> None:
     )
     assert (second["event"], second["logger"]) == ("broke", "grpc")
     assert "KeyError" in second["exception"]
+
+
+def test_a_call_whose_caller_gave_up_is_no_error() -> None:
+    stream = configure("info", "text")
+    for logger in ("grpc._cython.cygrpc", "asyncio"):
+        try:
+            raise asyncio.CancelledError
+        except asyncio.CancelledError:
+            logging.getLogger(logger).exception("Exception not handled by _handle_exceptions")
+    logging.getLogger("grpc._cython.cygrpc").error("without an exception")
+    first, second = stream.getvalue().splitlines()
+    assert "logger=asyncio" in first
+    assert "without an exception" in second
 
 
 def test_a_closed_stream_stops_nobody() -> None:

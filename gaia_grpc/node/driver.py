@@ -117,8 +117,17 @@ class NodeDriver:
     def _lead_at_once(self, engine: Engine) -> None:
         """The founder campaigns as soon as the others are there: nobody can lead before it."""
         loop = asyncio.get_running_loop()
-        for attempt in range(_FOUNDER_ATTEMPTS):
-            loop.call_later(attempt * _FOUNDER_STEP_S, engine.campaign)
+        left = _FOUNDER_ATTEMPTS
+
+        def attempt() -> None:
+            nonlocal left
+            engine.campaign()
+            left -= 1
+            # One after the other: a stall of the loop must not end in a burst of candidacies.
+            if left > 0 and not engine.stopped:
+                loop.call_later(_FOUNDER_STEP_S, attempt)
+
+        attempt()
 
     async def _enter_cluster(self) -> None:
         inbound = self.inbound

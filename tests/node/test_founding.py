@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,6 +50,29 @@ async def test_peers_found_one_cluster_with_their_settings(cluster: LocalCluster
     for driver in cluster.drivers.values():
         assert await read_setting(driver, "task.max_retries") == "5"
     await cluster.agree()
+
+
+async def test_founder_that_was_stalled_does_not_stand_for_election_in_a_burst(
+    tmp_path: Path,
+) -> None:
+    """Votes that were asked for all at once ran out of time while the others answered them."""
+    async with running(LocalCluster(tmp_path, ("n1",))) as cluster:
+        campaigns: list[float] = []
+        engine: Any = SimpleNamespace(
+            campaign=lambda: campaigns.append(time.monotonic()), stopped=False
+        )
+        cluster.drivers["n1"]._lead_at_once(engine)
+        stall(0.2)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert len(campaigns) <= 2
+        await until(lambda: len(campaigns) >= 4)
+        engine.stopped = True
+
+
+def stall(seconds: float) -> None:
+    """The loop does nothing else meanwhile."""
+    time.sleep(seconds)
 
 
 async def test_single_peer_founds_alone(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -158,6 +159,29 @@ async def test_three_peers_serve_any_call_and_hand_over(tmp_path: Path) -> None:
         assert response.task.task_id
         now = await others[1].status()
         assert now.leader_id not in ("", leader_id)
+
+
+@pytest.mark.parametrize("owns_process", [False, True])
+async def test_peer_that_takes_part_is_not_held_up_by_a_collection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owns_process: bool
+) -> None:
+    """One over everything took as long as votes may, just when the peers elected their leader."""
+    collected: list[object] = []
+    frozen = gc.get_freeze_count()
+    monkeypatch.setattr(gc, "collect", lambda *arguments: collected.append(arguments))
+    (config,) = make_configs(tmp_path)
+    peer = PeerServer(config, owns_process=owns_process)
+    stop = asyncio.Event()
+    task = asyncio.ensure_future(peer.run(stop))
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            await peer.ready.wait()
+        assert not collected
+        assert (gc.get_freeze_count() > frozen) == owns_process
+    finally:
+        stop.set()
+        await task
+        gc.unfreeze()
 
 
 async def test_both_ports_have_health_and_reflection(tmp_path: Path) -> None:
