@@ -12,15 +12,6 @@ from gaia_grpc.errors import UnimplementedError
 ArgumentsOption = Annotated[list[str] | None, typer.Argument(hidden=True)]
 
 
-def locks(
-    arguments: ArgumentsOption = None,
-    cluster: ClusterOption = DEFAULT_CLUSTER,
-    json_output: JsonOption = False,
-) -> None:
-    """Leases with fencing tokens (not served yet)."""
-    raise UnimplementedError("locks are not served yet; they come with a later version")
-
-
 def classrooms(
     arguments: ArgumentsOption = None,
     cluster: ClusterOption = DEFAULT_CLUSTER,

@@ -17,6 +17,7 @@ from gaia_grpc.cli import (
     call,
     demo,
     later,
+    locks,
     metrics,
     peers,
     replay,
@@ -72,7 +73,7 @@ app.add_typer(metrics.app, name="metrics")
 app.add_typer(alerts.app, name="alerts")
 app.add_typer(settings.app, name="settings")
 app.add_typer(peers.app, name="peers")
-app.command("locks")(later.locks)
+app.add_typer(locks.app, name="locks")
 app.command("classrooms")(later.classrooms)
 app.command("web")(later.web)
 app.command("backup")(backup.backup)

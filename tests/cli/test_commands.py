@@ -338,3 +338,26 @@ def test_reads_without_a_majority_say_nothing_of_changes(gaia: Gaia, cluster3: C
     _, _, err = gaia("call", "TaskService/GetQueueStats")
     assert "nothing was" not in err
     assert "`gaia status`" in err
+
+
+# --- locks ----------------------------------------------------------------------------------------
+
+
+def test_locks_are_shown_and_taken_from_their_holder(gaia: Gaia) -> None:
+    assert gaia("locks") == (0, "no locks are held\n", "")
+    request = json.dumps({"name": "grades:5b", "holder": "ann", "lease": "60s"})
+    lock = answer(gaia, "call", "LockService/AcquireLock", request)["lock"]
+    token = lock["fencingToken"]
+    code, out, _ = gaia("locks", "list", "--holder", "ann")
+    assert code == 0
+    assert re.search(rf"^grades:5b +ann +{token} +0 +60 s +\d{{4}}-", out, re.M)
+    assert answer(gaia, "locks", "--json")["locks"] == [lock]
+    code, out, _ = gaia("locks", "get", "grades:5b")
+    assert re.search(rf"^fencing token +{token}$", out, re.M)
+    stale = ("locks", "release", "grades:5b", "--holder", "ann", "--token", str(int(token) + 1))
+    code, out, err = gaia(*stale)
+    assert (code, out) == (1, "")
+    assert f"held by ann under the token {token}" in err
+    released = gaia("locks", "release", "grades:5b", "--holder", "ann", "--token", token)
+    assert released == (0, "nobody holds grades:5b\n", "")
+    assert gaia("locks", "get", "grades:5b") == (0, "nobody holds grades:5b\n", "")
