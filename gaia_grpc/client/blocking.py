@@ -20,17 +20,20 @@ from types import TracebackType
 from typing import Generic, ParamSpec, Self, TypeVar
 
 from gaia.alert.v1 import alert_pb2
+from gaia.lock.v1 import lock_pb2
 from gaia.session.v1 import session_pb2
 
 from gaia_grpc.client.alerts import AlertListener, AlertsApi
 from gaia_grpc.client.attempts import WorkerCounters
 from gaia_grpc.client.buffer import MetricsBuffer, MetricsCounters
 from gaia_grpc.client.client import Client
+from gaia_grpc.client.locks import HeldLock, LocksApi
 from gaia_grpc.client.metrics import MetricsApi
 from gaia_grpc.client.portal import Facade, Portal, blocking, listing, plain, streaming, wrapped
 from gaia_grpc.client.resources import ClassroomsApi, ClusterApi, SessionsApi
 from gaia_grpc.client.tasks import TasksApi
 from gaia_grpc.client.worker import SIGNALS, AnyHandler, Worker
+from gaia_grpc.errors import GaiaError
 
 P = ParamSpec("P")
 Inner = TypeVar("Inner")
@@ -82,6 +85,7 @@ class BlockingTasks(Facade[TasksApi]):
     get = blocking(TasksApi.get)
     list = listing(TasksApi.list)
     stats = blocking(TasksApi.stats)
+    explain = blocking(TasksApi.explain)
     watch = streaming(TasksApi.watch)
 
 
@@ -177,6 +181,70 @@ class BlockingAlerts(Facade[AlertsApi]):
     resolve = blocking(AlertsApi.resolve)
 
 
+class BlockingLock(Facade[HeldLock]):
+    """See `HeldLock`; `lost` is a plain bool."""
+
+    check = plain(HeldLock.check)
+
+    @property
+    def name(self) -> str:
+        """The lock."""
+        return self._inner.name
+
+    @property
+    def owner(self) -> str:
+        """Who holds it, for people."""
+        return self._inner.owner
+
+    @property
+    def lock(self) -> lock_pb2.Lock:
+        """The lock as acquired or renewed last; an error before it is held."""
+        return self._inner.lock
+
+    @property
+    def token(self) -> int:
+        """The fencing token: pass it to what the lock protects."""
+        return self._inner.token
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is known that the lock was lost, or may have been."""
+        return self._inner.lost.is_set()
+
+    @property
+    def last_error(self) -> GaiaError | None:
+        """The latest error of a renewal or of the release."""
+        return self._inner.last_error
+
+    @property
+    def lease_left(self) -> float:
+        """Seconds for which the lock is held for sure, if this process is not paused meanwhile."""
+        return self._portal.call(lambda: self._inner.lease_left)
+
+    def __enter__(self) -> Self:
+        self._portal.run(self._inner.__aenter__())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._portal.run(self._inner.__aexit__(kind, error, trace))
+
+
+class BlockingLocks(Facade[LocksApi]):
+    """See `LocksApi`."""
+
+    hold = wrapped(LocksApi.hold, BlockingLock)
+    acquire = blocking(LocksApi.acquire)
+    renew = blocking(LocksApi.renew)
+    release = blocking(LocksApi.release)
+    get = blocking(LocksApi.get)
+    list = listing(LocksApi.list)
+
+
 class BlockingClassrooms(Facade[ClassroomsApi]):
     """See `ClassroomsApi`."""
 
@@ -257,6 +325,7 @@ class BlockingClient(Closing[Client]):
         self.tasks = BlockingTasks(portal, inner.tasks)
         self.metrics = BlockingMetrics(portal, inner.metrics)
         self.alerts = BlockingAlerts(portal, inner.alerts)
+        self.locks = BlockingLocks(portal, inner.locks)
         self.classrooms = BlockingClassrooms(portal, inner.classrooms)
         self.cluster = BlockingCluster(portal, inner.cluster)
 

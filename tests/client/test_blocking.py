@@ -21,9 +21,9 @@ from google.protobuf.message import Message
 
 from gaia_grpc.client import (
     AlertListener,
-    BlockingClient,
     BlockingJob,
     Client,
+    HeldLock,
     MetricsApi,
     MetricsBuffer,
     TasksApi,
@@ -48,13 +48,14 @@ LEFT_OUT = {
     Client: {"connect", "open", "connection", "peer"},
     MetricsApi: {"publisher", "close"},
 }
-SAME: list[tuple[type, type]] = [
-    (Client, BlockingClient),
-    (AlertListener, blocking.BlockingListener),
-    (MetricsBuffer, blocking.BlockingBuffer),
-    (Worker, blocking.BlockingWorker),
+SAME: list[tuple[type, str]] = [
+    (Client, "Client"),
+    (AlertListener, "Listener"),
+    (HeldLock, "Lock"),
+    (MetricsBuffer, "Buffer"),
+    (Worker, "Worker"),
     *(
-        (type(api), getattr(blocking, f"Blocking{name.capitalize()}"))
+        (type(api), name.capitalize())
         for name, api in vars(Client.connect("127.0.0.1:1")).items()
         if type(api).__name__.endswith("Api")
     ),
@@ -65,9 +66,11 @@ def public(kind: type) -> set[str]:
     return {name for name in dir(kind) if not name.startswith("_")}
 
 
-@pytest.mark.parametrize(("theirs", "ours"), SAME, ids=lambda kind: kind.__name__)
-def test_whatever_the_sdk_has_the_facade_has(theirs: type, ours: type) -> None:
-    assert len(SAME) >= 10
+@pytest.mark.parametrize(("theirs", "name"), SAME, ids=[name for _, name in SAME])
+def test_whatever_the_sdk_has_the_facade_has(theirs: type, name: str) -> None:
+    """A name that is missing here wants one line in `blocking.py`."""
+    assert len(SAME) >= 12
+    ours = getattr(blocking, f"Blocking{name}")
     assert public(theirs) - public(ours) - LEFT_OUT.get(theirs, set()) == set()
 
 

@@ -48,6 +48,11 @@ with connect_blocking(sys.argv[1]) as client:
         event = next(iter(alerts))
         sys.stdout.write(f"alert for {event.alert.student_id}\n")
 
+    with client.locks.hold("report", owner="script", wait=5) as lock:
+        lock.check()
+        held = client.locks.get("report").lock.fencing_token == lock.token > 0
+        sys.stdout.write(f"held {held} {0 < lock.lease_left <= 30}\n")
+
     try:
         client.tasks.get("t-000000999999")
     except NotFoundError as error:

@@ -125,6 +125,7 @@ async def test_a_script_without_asyncio(cluster3: Cluster) -> None:
     assert printed.splitlines() == [
         f"results {list(range(0, 40, 2))}",
         "alert for ana",
+        "held True True",
         "NOT_FOUND",
         "threads []",
     ]
