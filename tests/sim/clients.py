@@ -92,10 +92,11 @@ class Clients:
                 self._read(each)  # one of them is not current
             if world.chance(world.options.read):
                 self._read(world.random.choice(leaders))
-        if world.chance(world.options.burst) and (peer := self._some_peer()) is not None:
-            for _ in range(world.random.randint(1, 4)):
-                self._propose_noop(peer)
-            world.after(peer)
+        for each in leaders:  # also one that is cut off: its log gets long in vain
+            if world.chance(world.options.burst) and not world.is_full(each):
+                for _ in range(world.random.randint(1, 4)):
+                    self._propose_noop(each)
+                world.after(each)
 
     def _new_request(self, client: Client) -> Request:
         random = self._world.random

@@ -17,6 +17,7 @@ class Cuts:
 
     def __init__(self, world: Simulation) -> None:
         self._world = world
+        self._is_cut = False
 
     def run(self) -> None:
         """One turn."""
@@ -25,9 +26,20 @@ class Cuts:
             self._cut(world.random.choice(KINDS), world.victim().node_id)
         if world.chance(world.options.heal):
             world.network.heal()
+            if self._is_cut and world.chance(world.options.crash_at_heal):
+                self._crash_leader()
+            self._is_cut = False
+
+    def _crash_leader(self) -> None:
+        """Who was cut off may have a longer log than those that go on (section 5.4.1)."""
+        leaders = [peer for peer in self._world.running() if peer.is_leader]
+        if leaders:
+            self._world.counts["crashes_after_a_cut"] += 1
+            self._world.crash(max(leaders, key=lambda peer: peer.node.term))
 
     def _cut(self, kind: str, one: NodeId) -> None:
         world = self._world
+        self._is_cut = True
         network, names = world.network, list(world.peers)
         others = [name for name in names if name != one]
         other = world.random.choice(others)

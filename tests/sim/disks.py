@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from gaia_grpc.errors import StorageFailedError, StorageFullError
 from gaia_grpc.raft.types import Index, SnapshotMeta
 from tests.sim.identity import Membership
-from tests.sim.machine import Machine
 from tests.sim.peer import Making, SimPeer, Submitted
 from tests.support.checkers import require
 
@@ -94,9 +93,8 @@ class Disks:
         peer.restoring = None
         if peer.installing:
             return  # a newer one is on its way into the log
-        peer.holding = False
         content = peer.read_snapshot(meta)
-        peer.machine = Machine.load(content)
+        peer.replace_state(meta, content)
         require(peer.machine.index == meta.index, "the content is of another index")
         self.check_restored(peer, content)
         world.counts["snapshots_installed"] += 1
@@ -111,7 +109,6 @@ class Disks:
         oracle.follow(self._world.books.committed)
         oracle.check_state(peer.identity, peer.machine)
         oracle.check_content(peer.identity, peer.machine.index, content)
-        peer.snapshot_index = peer.machine.index
 
     def _drop_older(self, peer: SimPeer, meta: SnapshotMeta) -> None:
         chosen = peer.node.snapshot
@@ -143,8 +140,7 @@ class Disks:
 
     def _begin(self, peer: SimPeer) -> None:
         index = Index(peer.machine.index)
-        node = peer.node
-        meta = SnapshotMeta(index, node.entry_term(index), node.configuration_at(index))
+        meta = SnapshotMeta(index, peer.applied_term, peer.configuration)
         content = peer.machine.save()
         self._world.oracle.check_content(peer.identity, index, content)
         try:

@@ -20,6 +20,8 @@ class Options:
     delay_ticks_max: int
     cut: float
     heal: float
+    crash_at_heal: float
+    """The chance that the leader crashes when a cut is healed."""
     break_transfer: float
     """The chance per turn that the connection of a transfer breaks."""
     chunk_bytes: int
@@ -96,6 +98,7 @@ class Options:
             delay_ticks_max=random.choice((0, 0, 1, 2, 4, 8)),
             cut=rate(random.choice((0.02, 0.08))),
             heal=random.choice((0.03, 0.08, 0.2)),
+            crash_at_heal=rate(0.5),
             break_transfer=rate(0.3),
             chunk_bytes=random.choice((40, 100, 400, 4_000)),
             unreachable=rate(0.2, zero=0.5),
@@ -145,6 +148,7 @@ class Options:
         return replace(
             self,
             loss=0.0, duplicate=0.0, delay_ticks_max=0, cut=0.0, heal=0.0, break_transfer=0.0,
+            crash_at_heal=0.0,
             chunk_bytes=max(self.chunk_bytes, 400), unreachable=0.0, clock_step=0.0, crash=0.0,
             crash_at_work=0.0, restart=0.0, pause=0.0, lazy=0.0, persist=1.0, latency_turns=0,
             stall=0.0, eio=0.0, full=0.0, damage=0.0, wipe=0.0, lost_replies=0.0, lazy_apply=0.0,

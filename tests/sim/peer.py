@@ -19,10 +19,12 @@ from gaia_grpc.raft.node import RaftNode
 from gaia_grpc.raft.types import (
     Entry,
     EntryId,
+    EntryKind,
     Members,
     NodeId,
     Restored,
     SnapshotMeta,
+    Term,
     WriteBatch,
 )
 from gaia_grpc.storage.api import SnapshotWriter
@@ -98,6 +100,9 @@ class SimPeer:
         self.done_at = 0
         self.compact_to: EntryId | None = None
         self.machine = Machine()
+        self.applied_term = Term(0)
+        self.configuration = b""
+        """As of the last entry applied, for the meta data of a snapshot."""
         self.to_apply: deque[Entry] = deque()
         self.holding = False
         """An install is not restored yet: nothing is applied meanwhile."""
@@ -135,8 +140,7 @@ class SimPeer:
         self.boots += 1
         self.begin()
         if stored.snapshot is not None:
-            self.machine = Machine.load(self.read_snapshot(stored.snapshot))
-            self.snapshot_index = self.machine.index
+            self.replace_state(stored.snapshot, self.read_snapshot(stored.snapshot))
         self._running = RaftNode(self.config, stored, self._draw, self._decode)
         return stored.snapshot
 
@@ -156,6 +160,22 @@ class SimPeer:
             return reader.read(0, reader.info.size_bytes)
         finally:
             reader.close()
+
+    def replace_state(self, meta: SnapshotMeta, content: bytes) -> None:
+        """The state is that of the snapshot from now on."""
+        self.machine = Machine.load(content)
+        self.snapshot_index = self.machine.index
+        self.applied_term, self.configuration = meta.term, meta.configuration
+        self.holding = False
+
+    def apply(self) -> tuple[Entry, str]:
+        """The next committed entry, and its answer."""
+        entry = self.to_apply.popleft()
+        answer = self.machine.apply(entry)
+        self.applied_term = entry.term
+        if entry.kind is EntryKind.CONFIGURATION:
+            self.configuration = entry.data
+        return entry, answer
 
     # --- time -------------------------------------------------------------------------------------
 

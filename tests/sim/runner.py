@@ -35,6 +35,7 @@ OFTEN = (
 SOMETIMES = (
     *OFTEN,
     "answered_again_in_another_term", "clock_steps", "crashed_between_sync_and_answer",
+    "crashes_after_a_cut",
     "crashes_while_installing", "crashes_while_making",
     "crashes_while_receiving", "cut_bridge", "cut_deaf", "cut_freeze", "cut_halves",
     "cut_pair", "damaged_entries", "damaged_snapshots", "disk_stalls", "formatted", "handovers",

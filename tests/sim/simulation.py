@@ -263,8 +263,7 @@ class Simulation:
         while peer.to_apply and not peer.holding:
             if self.chance(self.options.lazy_apply):
                 break
-            entry = peer.to_apply.popleft()
-            answer = peer.machine.apply(entry)
+            entry, answer = peer.apply()
             self.oracle.check_state(peer.identity, peer.machine)
             self.clients.on_applied(peer, entry, answer)
         self.clients.serve_reads(peer)

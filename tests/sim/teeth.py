@@ -30,7 +30,7 @@ for seed in range(int(sys.argv[1])):
 def mutants_of_the_core(only: str) -> list[Mutant]:
     """All of them, or those of one class."""
     found = [each for each in all_mutants() if each.path.startswith("gaia_grpc/raft/")]
-    return [each for each in found if not only or each.bug == only]
+    return [each for each in found if not only or each.bug == only or only in each.name]
 
 
 def hunt(folder: Path, mutant: Mutant, seeds: int, limit_s: float) -> str:
@@ -62,7 +62,7 @@ def hunt(folder: Path, mutant: Mutant, seeds: int, limit_s: float) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim.teeth", description=__doc__)
     parser.add_argument("--seeds", type=int, default=100, help="how many each may take")
-    parser.add_argument("--only", default="", help="a class of bugs, as B25")
+    parser.add_argument("--only", default="", help="a class of bugs, as B25, or a part of a name")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds for one mutant")
     chosen = parser.parse_args(arguments)
     mutants = mutants_of_the_core(chosen.only)
