@@ -30,6 +30,7 @@ from gaia_grpc.client.resources import (
     SessionsApi,
 )
 from gaia_grpc.client.tasks import TasksApi
+from gaia_grpc.client.watches import StateWatch
 from gaia_grpc.client.worker import Worker
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "Release",
     "Retry",
     "SessionsApi",
+    "StateWatch",
     "TasksApi",
     "Worker",
     "WorkerCounters",

@@ -21,11 +21,11 @@ from google.protobuf.duration_pb2 import Duration
 from gaia_grpc.client.connection import Connection
 from gaia_grpc.client.rpc_errors import to_gaia_error
 from gaia_grpc.client.streams import watch
+from gaia_grpc.client.watches import DEFAULT_INTERVAL_S, SessionWatch, watch_sessions
 
 Consistency: TypeAlias = "common_pb2.Consistency.ValueType"
 LINEARIZABLE = common_pb2.CONSISTENCY_LINEARIZABLE
 LOCAL = common_pb2.CONSISTENCY_LOCAL
-WATCH_SILENCE_S = 60.0
 
 
 def duration(seconds: float) -> Duration:
@@ -157,14 +157,16 @@ class SessionsApi:
         self,
         *,
         tier: session_pb2.Tier.ValueType = session_pb2.TIER_UNSPECIFIED,
-        silence: float = WATCH_SILENCE_S,
-    ) -> AsyncGenerator[session_pb2.WatchSessionsResponse, None]:
-        """Every session once and then each change; after a reconnect the full picture again."""
-        return watch(
-            self._connection,
-            lambda peer: peer.sessions.WatchSessions,
-            session_pb2.WatchSessionsRequest(tier=tier),
-            silence=silence,
+        provider: str = "",
+        health: session_pb2.Health.ValueType = session_pb2.HEALTH_UNSPECIFIED,
+        interval: float = DEFAULT_INTERVAL_S,
+        address: str | None = None,
+        timeout: float | None = None,
+    ) -> SessionWatch:
+        """Every matching session and then each change, across reconnects; see `StateWatch`."""
+        request = session_pb2.WatchSessionsRequest(tier=tier, provider=provider, health=health)
+        return watch_sessions(
+            self._connection, request, interval=interval, address=address, timeout=timeout
         )
 
 

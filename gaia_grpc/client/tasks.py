@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 from gaia.task.v1 import task_pb2
 
 from gaia_grpc.client.connection import Connection
 from gaia_grpc.client.resources import LINEARIZABLE, Consistency, duration, new_tasks
-from gaia_grpc.client.streams import watch
-
-WATCH_SILENCE_S = 60.0
+from gaia_grpc.client.watches import DEFAULT_INTERVAL_S, TaskWatch, watch_tasks
 
 
 class TasksApi:
@@ -247,13 +245,38 @@ class TasksApi:
             timeout=timeout,
         )
 
+    async def explain(
+        self,
+        task_id: str,
+        *,
+        page_size: int = 100,
+        consistency: Consistency = LINEARIZABLE,
+        timeout: float | None = None,
+    ) -> task_pb2.ExplainAssignmentResponse:
+        """Why each session would or would not get the task, the nearest first."""
+        return await self._connection.call(
+            lambda peer: peer.tasks.ExplainAssignment,
+            task_pb2.ExplainAssignmentRequest(
+                task_id=task_id, page_size=page_size, consistency=consistency
+            ),
+            timeout=timeout,
+        )
+
     def watch(
-        self, *, task_id: str = "", task_type: str = "", silence: float = WATCH_SILENCE_S
-    ) -> AsyncGenerator[task_pb2.WatchTasksResponse, None]:
-        """Each change of the selected tasks; changes during a reconnect may be missed."""
-        return watch(
-            self._connection,
-            lambda peer: peer.tasks.WatchTasks,
-            task_pb2.WatchTasksRequest(task_id=task_id, task_type=task_type),
-            silence=silence,
+        self,
+        *,
+        task_id: str = "",
+        task_type: str = "",
+        affinity: str = "",
+        state: task_pb2.TaskState.ValueType = task_pb2.TASK_STATE_UNSPECIFIED,
+        interval: float = DEFAULT_INTERVAL_S,
+        address: str | None = None,
+        timeout: float | None = None,
+    ) -> TaskWatch:
+        """Every matching task and then each change, across reconnects; see `StateWatch`."""
+        request = task_pb2.WatchTasksRequest(
+            task_id=task_id, task_type=task_type, affinity=affinity, state=state
+        )
+        return watch_tasks(
+            self._connection, request, interval=interval, address=address, timeout=timeout
         )

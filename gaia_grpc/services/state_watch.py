@@ -23,6 +23,9 @@ DEFAULT_INTERVAL_MS = 5_000
 LEAST_PAUSE_S = 0.020
 """After each read, so that a busy queue costs a watcher 50 reads a second at most; what changed
 meanwhile comes together."""
+MOST_PAUSE_S = 0.320
+"""Where reads find nothing for the watch again and again: a worker's watch of its one task must not
+cost a read for each change of a busy queue."""
 TASKS_PER_READ = 100
 SESSIONS_PER_READ = 50
 """One message of the full picture holds so many: below 2 MiB, whatever is in them."""
@@ -80,6 +83,7 @@ class _Watch:
         loop = asyncio.get_running_loop()
         place = self._first_place()
         sent_s = loop.time()
+        pause_s = LEAST_PAUSE_S
         while True:
             version = self._log.topic_version(self._topic)
             answer = await self._read(place)
@@ -91,7 +95,8 @@ class _Watch:
             if answer.more:
                 await asyncio.sleep(0)
                 continue
-            await asyncio.sleep(LEAST_PAUSE_S)
+            pause_s = LEAST_PAUSE_S if answer.messages else min(pause_s * 2, MOST_PAUSE_S)
+            await asyncio.sleep(pause_s)
             if loop.time() >= sent_s + interval_s:
                 sent_s = loop.time()
                 status = self._log.status()

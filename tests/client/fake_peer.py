@@ -148,6 +148,10 @@ class _Sessions(session_pb2_grpc.SessionServiceServicer):
     def __init__(self, peer: FakePeer) -> None:
         self._peer = peer
 
+    async def WatchSessions(self, request: Message, context: Any) -> AsyncIterator[Any]:
+        async for message in self._peer.stream("WatchSessions", request, context):
+            yield message
+
     async def RegisterSession(self, request: Message, context: Any) -> Any:
         return await self._peer.answer("RegisterSession", request, context)
 

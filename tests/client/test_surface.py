@@ -40,6 +40,7 @@ def test_the_public_names_are_pinned() -> None:
         "Release",
         "Retry",
         "SessionsApi",
+        "StateWatch",
         "TasksApi",
         "Worker",
         "WorkerCounters",
