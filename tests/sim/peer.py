@@ -83,7 +83,7 @@ class SimPeer:
         """Its disk fails its checks: it must refuse to start."""
         self.is_refused = False
         self.heard: dict[NodeId, str] = {}
-        """Who spoke under a name that no configuration here knows: it gets its answers."""
+        """Who spoke last under a name, whatever the configuration here says: it gets the answer."""
         # Of the machine, not of the process.
         self.rate = 1.0
         self.wall_offset_ms = 0

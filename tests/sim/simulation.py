@@ -169,8 +169,8 @@ class Simulation:
         self.books.on_sent(envelope)
         name = envelope.to_node
         to_identity = peer.members.identity_of(name)
-        if not to_identity and isinstance(envelope.payload, ANSWERS):
-            to_identity = peer.heard.get(name, "")
+        if isinstance(envelope.payload, ANSWERS):
+            to_identity = peer.heard.get(name, to_identity)
         packet = Packet(envelope, peer.identity, to_identity)
         if isinstance(envelope.payload, SnapshotRequest):
             self.transfers.begin(peer, packet)
