@@ -191,6 +191,14 @@ async def test_the_sdk_example_runs(
     assert re.fullmatch(r"ben (excessive|repeated)_errors\n", capsys.readouterr().out)
 
 
+def test_the_blocking_example_runs(fresh_cluster: Cluster) -> None:
+    """As a script, twice: the second time the key is known."""
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.M | re.S)
+    code = on(fresh_cluster, next(block for block in blocks if "connect_blocking" in block))
+    printed = [run(fresh_cluster, [sys.executable, "-c", code]) for _ in range(2)]
+    assert printed == ["False\n", "True\n"]
+
+
 def test_the_test_cluster_example_runs(fresh_cluster: Cluster) -> None:
     """It stands for `with Cluster(peers=3)`: the same calls on the cluster that runs already."""
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.M | re.S)
