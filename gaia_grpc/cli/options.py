@@ -35,6 +35,7 @@ OwnClusterOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait.")]
 LimitOption = Annotated[int, typer.Option("--limit", min=1, help="Most items to print.")]
+CountOption = Annotated[int | None, typer.Option("--count", min=1, help="End after so many.")]
 
 
 def parse_cluster(text: str) -> list[str]:

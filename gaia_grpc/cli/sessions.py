@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gaia_grpc.cli.options import DEFAULT_CLUSTER, ClusterOption, JsonOption, LimitOption
+from gaia_grpc.cli.options import (
+    DEFAULT_CLUSTER,
+    ClusterOption,
+    CountOption,
+    JsonOption,
+    LimitOption,
+)
 from gaia_grpc.cli.output import (
     LOG_TIME,
     ListByDefault,
@@ -18,6 +24,9 @@ from gaia_grpc.cli.output import (
     time_text,
 )
 from gaia_grpc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gaia.session.v1 import session_pb2 as session_messages
 
 app = typer.Typer(help="AI worker sessions.", cls=ListByDefault, rich_markup_mode=None)
 
@@ -37,12 +46,7 @@ def list_sessions(
 
     from gaia_grpc.cli.ask import ask_all
 
-    request = session_pb2.ListSessionsRequest(provider=provider)
-    if health:
-        try:
-            request.health = session_pb2.Health.Value(f"HEALTH_{health.upper()}")
-        except ValueError as error:
-            raise ConfigError("--health must be healthy, degraded or failed") from error
+    request = session_pb2.ListSessionsRequest(provider=provider, health=_health(health))
     found = ask_all(cluster, lambda peer: peer.sessions.ListSessions, request, "sessions", limit)
     if json_output:
         print_json(found)
@@ -74,6 +78,32 @@ def list_sessions(
         "no sessions",
     )
     print_cut_off(found, len(found.sessions), " or --health, --provider")
+
+
+@app.command("watch")
+def watch_sessions(
+    health: Annotated[
+        str, typer.Option("--health", help="Only healthy, degraded or failed ones.")
+    ] = "",
+    provider: Annotated[str, typer.Option("--provider", help="Only of this provider.")] = "",
+    count: CountOption = None,
+    cluster: ClusterOption = DEFAULT_CLUSTER,
+    json_output: JsonOption = False,
+) -> None:
+    """Print all sessions and then each change, until Ctrl-C; goes on at another peer by itself."""
+    from gaia_grpc.cli.follow import follow
+
+    chosen = _health(health)
+    follow(
+        cluster,
+        lambda client: client.sessions.watch(provider=provider, health=chosen),
+        "session",
+        (("SESSION", 14), ("HEALTH", 8), ("TASKS", 7), ("SPECIALTY", 10), ("TIER", 7),
+         ("NAME", 0)),
+        _watched_cells,
+        count,
+        json_output,
+    )  # fmt: skip
 
 
 @app.command("get")
@@ -145,3 +175,26 @@ def score_sessions(
     )
     if not found_all:
         print(f"showing {len(found.scores):,}, there may be more: --limit N", file=sys.stderr)
+
+
+def _health(word: str) -> session_messages.Health.ValueType:
+    """The health that a word names; empty is any."""
+    from gaia.session.v1 import session_pb2
+
+    try:
+        return session_pb2.Health.Value(f"HEALTH_{(word or 'unspecified').upper()}")
+    except ValueError as error:
+        raise ConfigError("--health must be healthy, degraded or failed") from error
+
+
+def _watched_cells(session: session_messages.Session) -> tuple[object, ...]:
+    from gaia.session.v1 import session_pb2
+
+    return (
+        session.session_id,
+        enum_word(session_pb2.Health.Name, session.health, "HEALTH"),
+        f"{session.claimed_tasks}/{session.max_concurrent_tasks}",
+        session.specialty,
+        enum_word(session_pb2.Tier.Name, session.tier, "TIER"),
+        session.name,
+    )

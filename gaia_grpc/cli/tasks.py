@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gaia_grpc.cli.options import DEFAULT_CLUSTER, ClusterOption, JsonOption, LimitOption
+from gaia_grpc.cli.options import (
+    DEFAULT_CLUSTER,
+    ClusterOption,
+    CountOption,
+    JsonOption,
+    LimitOption,
+)
 from gaia_grpc.cli.output import (
     LOG_TIME,
     ListByDefault,
@@ -45,12 +52,7 @@ def list_tasks(
 
     from gaia_grpc.cli.ask import ask_all
 
-    request = task_pb2.ListTasksRequest(task_type=task_type)
-    if state:
-        try:
-            request.state = task_pb2.TaskState.Value(f"TASK_STATE_{state.upper()}")
-        except ValueError as error:
-            raise ConfigError(f"--state: there is no state {state!r}") from error
+    request = task_pb2.ListTasksRequest(task_type=task_type, state=_state(state))
     found = ask_all(cluster, lambda peer: peer.tasks.ListTasks, request, "tasks", limit)
     if json_output:
         print_json(found)
@@ -73,6 +75,72 @@ def list_tasks(
         "no tasks",
     )
     print_cut_off(found, len(found.tasks), " or --state, --type")
+
+
+@app.command("watch")
+def watch_tasks(
+    task_id: Annotated[str, typer.Option("--task", help="Only this task.")] = "",
+    task_type: Annotated[str, typer.Option("--type", help="Only of this type.")] = "",
+    affinity: Annotated[str, typer.Option("--affinity", help="Only of this affinity.")] = "",
+    state: Annotated[str, typer.Option("--state", help="Only in this state.")] = "",
+    count: CountOption = None,
+    cluster: ClusterOption = DEFAULT_CLUSTER,
+    json_output: JsonOption = False,
+) -> None:
+    """Print all tasks and then each change, until Ctrl-C; goes on at another peer by itself."""
+    from gaia_grpc.cli.follow import follow
+
+    chosen = _state(state)
+    follow(
+        cluster,
+        lambda client: client.tasks.watch(
+            task_id=task_id, task_type=task_type, affinity=affinity, state=chosen
+        ),
+        "task",
+        (("TASK", 14), ("STATE", 9), ("TYPE", 12), ("RETRIES", 7), ("TOKEN", 6), ("CLAIMED BY", 14),
+         ("LAST ERROR", 0)),
+        _watched_cells,
+        count,
+        json_output,
+    )  # fmt: skip
+
+
+@app.command("explain")
+def explain_assignment(
+    task_id: TaskArgument,
+    limit: LimitOption = 100,
+    cluster: ClusterOption = DEFAULT_CLUSTER,
+    json_output: JsonOption = False,
+) -> None:
+    """Show why each session would or would not get a task, the nearest first."""
+    from gaia.task.v1 import task_pb2
+
+    from gaia_grpc.cli.ask import ask
+
+    request = task_pb2.ExplainAssignmentRequest(task_id=task_id, page_size=min(limit, 1_000))
+    found = ask(cluster, lambda peer: peer.tasks.ExplainAssignment, request)
+    if json_output:
+        print_json(found)
+        return
+    print(f"{found.task.task_id} is {found.explanation}\n")
+    print_table(
+        ("SCORE", "FREE", "ELIGIBLE", "SESSION", "NAME", "WHY"),
+        (
+            (
+                f"{one.affinity_score:.1f}",
+                one.free_capacity,
+                "yes" if one.eligible else "no",
+                one.session_id,
+                one.session_name,
+                one.explanation,
+            )
+            for one in found.explanations
+        ),
+        "no sessions",
+    )
+    if found.total_sessions > len(found.explanations):
+        shown, total = len(found.explanations), found.total_sessions
+        print(f"showing {shown:,} of {total:,} sessions: --limit N", file=sys.stderr)
 
 
 @app.command("get")
@@ -166,6 +234,31 @@ def queue_stats(cluster: ClusterOption = DEFAULT_CLUSTER, json_output: JsonOptio
         ("COUNT", "VALUE"),
         ((field.name, getattr(stats, field.name)) for field in stats.DESCRIPTOR.fields),
         "",
+    )
+
+
+def _state(word: str) -> task_messages.TaskState.ValueType:
+    """The state that a word names; empty is any."""
+    from gaia.task.v1 import task_pb2
+
+    try:
+        return task_pb2.TaskState.Value(f"TASK_STATE_{(word or 'unspecified').upper()}")
+    except ValueError as error:
+        raise ConfigError(f"--state: there is no state {word!r}") from error
+
+
+def _watched_cells(task: task_messages.Task) -> tuple[object, ...]:
+    from gaia.task.v1 import task_pb2
+
+    retained = task.state != task_pb2.TASK_STATE_UNSPECIFIED
+    return (
+        task.task_id,
+        enum_word(task_pb2.TaskState.Name, task.state, "TASK_STATE") if retained else "purged",
+        task.task_type,
+        f"{task.retry_count}/{task.max_retries}",
+        task.claim_token or "-",
+        task.claimed_by or "-",
+        task.last_error,
     )
 
 

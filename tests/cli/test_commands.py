@@ -41,8 +41,8 @@ def answer(gaia: Gaia, *arguments: str) -> Any:
     return json.loads(out)
 
 
-def register(gaia: Gaia, name: str) -> str:
-    request = json.dumps({"name": name, "specialty": "math", "provider": "test"})
+def register(gaia: Gaia, name: str, provider: str = "test") -> str:
+    request = json.dumps({"name": name, "specialty": "math", "provider": provider})
     session = answer(gaia, "call", "SessionService/RegisterSession", request)["session"]
     return str(session["sessionId"])
 
@@ -149,6 +149,55 @@ def test_lists_are_read_page_by_page_up_to_the_limit(gaia: Gaia) -> None:
     assert gaia("tasks", "list", "--type", "cli.many", "--limit", "2000")[2] == ""
     part = answer(gaia, "tasks", "list", "--type", "cli.many", "--limit", "1500", "--json")
     assert part["tasks"] == whole["tasks"][:1_500]
+
+
+def test_tasks_and_sessions_are_watched(gaia: Gaia) -> None:
+    task_id = gaia("tasks", "enqueue", "cli.watched", "--affinity", "w.math")[1].split()[0]
+    assert gaia("tasks", "cancel", task_id, "--reason", "snow day")[0] == 0
+    other = gaia("tasks", "enqueue", "cli.watched")[1].split()[0]
+    _, out, notes = gaia("tasks", "watch", "--type", "cli.watched", "--count", "2")
+    assert [line.split()[1:5] for line in out.splitlines()] == [
+        ["existing", task_id, "cancelled", "cli.watched"],
+        ["existing", other, "pending", "cli.watched"],
+    ]
+    assert "snow day" in out
+    assert re.match(r"INDEX +CHANGE +TASK +STATE +TYPE +RETRIES +TOKEN +CLAIMED BY", notes)
+    filters = ("--affinity", "w.math", "--state", "cancelled", "--task", task_id)
+    [message, complete] = documents(gaia("tasks", "watch", *filters, "--count", "2", "--json")[1])
+    assert [task["taskId"] for task in message["tasks"]] == [task_id]
+    assert complete["kind"] == "WATCH_KIND_COMPLETE"
+    session_id = register(gaia, "cli-watched", "cli-watch")
+    _, out, _ = gaia("sessions", "watch", "--provider", "cli-watch", "--count", "1")
+    assert re.match(rf"\d+ +existing +{session_id} +healthy +0/1 +math +worker +cli-watched$", out)
+    assert gaia("tasks", "watch", "--state", "sleeping")[0] == 2
+    assert gaia("sessions", "watch", "--health", "tired")[0] == 2
+
+
+def documents(text: str) -> list[Any]:
+    """JSON documents one after another."""
+    decoder = json.JSONDecoder()
+    found = []
+    while text.strip():
+        document, end = decoder.raw_decode(text.strip())
+        found.append(document)
+        text = text.strip()[end:]
+    return found
+
+
+def test_an_assignment_is_explained(gaia: Gaia) -> None:
+    session_id = register(gaia, "cli-explained")
+    register(gaia, "cli-explained-too")
+    task_id = gaia("tasks", "enqueue", "cli.explain", "--affinity", "x.art")[1].split()[0]
+    _, out, _ = gaia("tasks", "explain", task_id)
+    assert out.startswith(f"{task_id} is pending; none of ")
+    assert re.search(
+        rf"^0\.0 +1 +no +{session_id} +cli-explained +specialty math does not match x\.art; ",
+        out, re.M,
+    )  # fmt: skip
+    found = answer(gaia, "tasks", "explain", task_id, "--json")
+    assert found["task"]["taskId"] == task_id
+    assert "showing 1 of" in gaia("tasks", "explain", task_id, "--limit", "1")[2]
+    assert gaia("tasks", "explain", "t-9")[0] == 1
 
 
 def test_metrics_and_alerts(gaia: Gaia) -> None:
