@@ -147,7 +147,12 @@ def _task_rules(limits: LimitsConfig, page: Rule) -> Mapping[type[Message], Rule
             "request_id": optional_id,
             "task_types": each(required_id, MAX_TASK_TYPES),
         },
-        task_pb2.ExtendClaimRequest: {**claim, "progress": fraction, "checkpoint": payload},
+        task_pb2.ExtendClaimRequest: {
+            **claim,
+            "progress": fraction,
+            "checkpoint": payload,
+            "request_id": optional_id,
+        },
         task_pb2.CompleteTaskRequest: {**claim, "result": payload},
         task_pb2.BatchCompleteTasksRequest: {
             "session_id": required_id,

@@ -103,9 +103,9 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
             checkpoint=request.checkpoint,
         )
         command = command_pb2.Command(extend_claim=body)
-        # Storing a checkpoint again could undo one that came between: forwarding repeats a command
-        # after a lost leader, and without an id nothing would tell the repetition.
-        outcome = await self._ingress.submit(context, command)
+        # Storing a checkpoint again could undo one that came between, so repetitions must be told
+        # apart, also those of forwarding: without a client's id ingress gives one.
+        outcome = await self._ingress.submit(context, command, request.request_id)
         return task_pb2.ExtendClaimResponse(
             task=outcome.result.tasks.tasks[0], term=outcome.term, applied_index=outcome.index
         )

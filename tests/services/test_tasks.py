@@ -390,3 +390,25 @@ def test_the_digest_of_a_task_never_changes() -> None:
 def test_durations_are_rounded_up_to_milliseconds() -> None:
     assert milliseconds(Duration(seconds=1, nanos=1)) == 1_001
     assert milliseconds(Duration(nanos=2_000_000)) == 2
+
+
+async def test_a_checkpoint_that_a_client_repeats_undoes_no_later_one(peer: ServedPeer) -> None:
+    session = await peer.register()
+    await enqueue(peer)
+    (task,) = (await claim(peer, session)).tasks
+    requests = [
+        task_pb2.ExtendClaimRequest(
+            task_id=task.task_id,
+            claim_token=task.claim_token,
+            session_id=session.session_id,
+            checkpoint=checkpoint,
+            request_id=f"extend-{checkpoint.decode()}",
+        )
+        for checkpoint in (b"first", b"second")
+    ]
+    for request in (*requests, requests[0]):
+        await peer.tasks.ExtendClaim(request, timeout=TIMEOUT_S)
+    stored = await peer.tasks.GetTask(
+        task_pb2.GetTaskRequest(task_id=task.task_id), timeout=TIMEOUT_S
+    )
+    assert stored.task.checkpoint == b"second"

@@ -675,6 +675,7 @@ class ExtendClaimRequest(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The task."""
     claim_token: _builtins.int
@@ -685,6 +686,8 @@ class ExtendClaimRequest(_message.Message):
     """Progress of the attempt, 0 to 1."""
     checkpoint: _builtins.bytes
     """Stored for the next claimant where not empty; at most 1 MiB."""
+    request_id: _builtins.str
+    """Makes a retry safe: an earlier checkpoint can't come back over a later one. Kept for 15 minutes."""
     def __init__(
         self,
         *,
@@ -693,10 +696,11 @@ class ExtendClaimRequest(_message.Message):
         session_id: _builtins.str = ...,
         progress: _builtins.float = ...,
         checkpoint: _builtins.bytes = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "claim_token", b"claim_token", "progress", b"progress", "session_id", b"session_id", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "claim_token", b"claim_token", "progress", b"progress", "request_id", b"request_id", "session_id", b"session_id", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
