@@ -79,6 +79,11 @@ class Restorer:
         finally:
             if not self._engine.stopped:
                 await self._disk.run(reader.close)
+        if self._engine.core.is_installing:
+            # A newer one is being written, and what is committed behind that one waits already: it
+            # would be applied to this state. `start` comes once the newer one is durable.
+            log.info("restore_superseded", index=meta.index)
+            return
         self._engine.applier.replace(machine, meta)
         self._engine.wake()
         state_hash = machine.state_hash(meta.index)
