@@ -59,7 +59,11 @@ class DiskWatch:
 
 
 class Abdication:
-    """What a leader does about its stalled disk: hands over, or steps down if that fails."""
+    """What a leader does about its stalled disk: hands over, or steps down if that fails.
+
+    One whose state is still being restored hands over too: it was elected for its log, and nobody
+    can write before it is ready, while another peer may be.
+    """
 
     def __init__(
         self,
@@ -77,7 +81,8 @@ class Abdication:
         self._was_stalled = False
 
     def on_tick(self) -> None:
-        """Acts once the disk has stalled; as a follower, only tells that it has."""
+        """Acts once the disk has stalled (as a follower, only tells that it has), and after an
+        election timeout without a state."""
         engine = self._engine
         # A full disk answers: its peer refuses writes, and serves again when there is space.
         stalled = engine.disk.stalled and not engine.disk_full
@@ -85,15 +90,16 @@ class Abdication:
             self._was_stalled = stalled
             log.warning("disk_stalled" if stalled else "disk_works_again")
             self._on_change()
-        if not stalled or engine.core.role is not RoleName.LEADER:
+        waits = stalled or engine.applier.restoring
+        if not waits or engine.core.role is not RoleName.LEADER:
             self._ticks = 0
             return
         target = self._target()
         if target is None:
             return  # nobody would be helped
         self._ticks += 1
-        if self._ticks == 1:
+        if stalled and self._ticks > self._patience_ticks:
+            engine.step_down()
+        elif self._ticks == 1 if stalled else self._ticks % self._patience_ticks == 0:
             with contextlib.suppress(GaiaError):
                 engine.transfer(NodeId(target))
-        elif self._ticks > self._patience_ticks:
-            engine.step_down()

@@ -366,6 +366,39 @@ async def test_follower_that_restores_answers_heartbeats_meanwhile(
         assert await count_tasks(cluster.drivers[slow]) == 80
 
 
+async def test_leader_whose_state_is_not_there_yet_lets_another_lead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was elected all the same: its log is whole. Nobody could write until it has restored."""
+    async with running(snapshotting(tmp_path)) as cluster:
+        leader = await cluster.leader()
+        await enqueue_some(cluster, leader, 70)
+        await cluster.agree()
+        slow = next(name for name in cluster.names if name != leader)
+        await until(partial(has_compacted, cluster.drivers[slow], 60))
+        await cluster.crash(slow)
+        gate = asyncio.Event()
+        read = Restorer._read
+
+        async def held(self: Restorer, reader: SnapshotReader) -> StateMachine:
+            await gate.wait()
+            return await read(self, reader)
+
+        monkeypatch.setattr(Restorer, "_read", held)
+        starting = asyncio.create_task(cluster.start(slow))
+        await enqueue_some(cluster, leader, 1)
+        core = engine_of(cluster.drivers[leader]).core
+        await until(lambda: core.match_index(NodeId(slow)) == core.last_index)
+        engine_of(cluster.drivers[leader]).transfer(NodeId(slow))
+        await until(lambda: cluster.drivers[slow].status().role is RoleName.LEADER)
+        await enqueue_some(cluster, leader, 1)
+        assert not starting.done()
+        assert cluster.drivers[slow].status().role is not RoleName.LEADER
+        gate.set()
+        await starting
+        await cluster.agree()
+
+
 async def test_no_space_for_a_snapshot_costs_nothing_but_the_snapshot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
