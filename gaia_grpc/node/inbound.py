@@ -60,13 +60,15 @@ class Inbound:
 
     def hello(self, peer: NodeId) -> Hello:
         """See `InboundHandler.hello`."""
-        return self.running().membership.hello(peer)
+        running = self.running()
+        return running.membership.hello(peer, running.engine.core.configuration_index)
 
     def accepts(self, hello: Hello) -> str | None:
         """See `InboundHandler.accepts`."""
         if self.peer is not None:
-            level = self.peer.engine.applier.machine.feature_level
-            return self.peer.membership.accepts(hello, level)
+            engine = self.peer.engine
+            level = engine.applier.machine.feature_level
+            return self.peer.membership.accepts(hello, level, engine.core.configuration_index)
         if self.joiner is not None:
             return self.joiner.accepts(hello)
         return f"{self._node_id} is not part of a cluster yet"

@@ -197,7 +197,7 @@ class Membership:
 
     # --- introductions ---
 
-    def hello(self, to_node: NodeId) -> Hello:
+    def hello(self, to_node: NodeId, configuration_index: int) -> Hello:
         """How this peer introduces itself; to a stranger without naming its data directory."""
         other = self._members.get(to_node)
         return Hello(
@@ -209,13 +209,17 @@ class Membership:
             client_address=self.own.client_address,
             feature_level=self.feature_level,
             software_version=self.own.software_version,
+            configuration_index=configuration_index,
         )
 
-    def accepts(self, hello: Hello, cluster_level: int) -> str | None:
+    def accepts(self, hello: Hello, cluster_level: int, configuration_index: int) -> str | None:
         """None if the speaker may be who it says it is and means this peer; else why not.
 
         Somebody whom no configuration here names may be a member all the same: this peer's log may
-        lag behind, and who waits to join knows nobody at all.
+        lag behind, and who waits to join knows nobody at all. So may somebody whose name means
+        other data here, where the speaker knows a configuration that this peer has not got: it may
+        be the leader that brings it, on a machine that was replaced. That only lets it ask: whose
+        answers count is settled by `to_peer_uuid` in the question (faults B26).
         """
         if hello.cluster_id != self.cluster_id:
             return f"{hello.from_node} is of cluster {hello.cluster_id}, not {self.cluster_id}"
@@ -225,7 +229,8 @@ class Membership:
                 f"this is {self.node_id} with {self.peer_uuid}"
             )
         member = self._members.get(hello.from_node)
-        if member is not None and member.peer_uuid != hello.from_peer_uuid:
+        is_other = member is not None and member.peer_uuid != hello.from_peer_uuid
+        if is_other and hello.configuration_index <= configuration_index:
             return (
                 f"{hello.from_node} comes with other data than it joined with; "
                 "remove it from the cluster and add it again"

@@ -33,6 +33,8 @@ class Hello:
     client_address: str = ""
     feature_level: int = 0
     software_version: str = ""
+    configuration_index: int = 0
+    """Of the newest configuration in the speaker's log; 0 where it has none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,15 +156,26 @@ class MemoryHub:
         sender, receiver = self._inbound.get(speaker), self._inbound.get(listener)
         if sender is None or receiver is None:
             self.count(speaker, listener, lambda s: replace(s, dropped=s.dropped + 1))
-        elif self.admitted(speaker, sender, listener, receiver):
+        elif self.admitted(speaker, sender, listener, receiver, answers=_answers(envelope)):
             self.count(listener, speaker, lambda s: replace(s, received=s.received + 1))
             receiver.on_message(envelope)
 
     def admitted(
-        self, speaker: NodeId, sender: InboundHandler, listener: NodeId, receiver: InboundHandler
+        self,
+        speaker: NodeId,
+        sender: InboundHandler,
+        listener: NodeId,
+        receiver: InboundHandler,
+        *,
+        answers: bool = False,
     ) -> bool:
-        """Whether the listener accepts the speaker; then each knows who the other is."""
+        """Whether the listener accepts the speaker; then each knows who the other is.
+
+        An answer goes to the very machine that asked, as on its stream.
+        """
         hello = sender.hello(listener)
+        if answers:
+            hello = replace(hello, to_peer_uuid=receiver.hello(speaker).from_peer_uuid)
         if receiver.accepts(hello) is not None:
             self.count(listener, speaker, lambda s: replace(s, refused=s.refused + 1))
             return False
@@ -176,6 +187,10 @@ class MemoryHub:
         if self.network.connected(listener, speaker):
             self.introduce(listener, answer, sender)
         return True
+
+
+def _answers(envelope: Envelope) -> bool:
+    return isinstance(envelope.payload, AppendResponse | VoteResponse | PreVoteResponse)
 
 
 class MemoryTransport:
@@ -210,8 +225,7 @@ class MemoryTransport:
     def send(self, envelope: Envelope) -> None:
         invariant(envelope.from_node == self._node_id, "a peer speaks only for itself")
         peer = envelope.to_node
-        answers = isinstance(envelope.payload, AppendResponse | VoteResponse | PreVoteResponse)
-        if not answers and not self._knows(peer):
+        if not _answers(envelope) and not self._knows(peer):
             self._hub.count(self._node_id, peer, lambda s: replace(s, dropped=s.dropped + 1))
             return
         if isinstance(envelope.payload, SnapshotRequest):

@@ -54,6 +54,7 @@ def hello_to_proto(hello: Hello) -> pb.Hello:
         client_address=hello.client_address,
         feature_level=hello.feature_level,
         software_version=hello.software_version,
+        configuration_index=hello.configuration_index,
     )
 
 
@@ -68,6 +69,7 @@ def hello_from_proto(message: pb.Hello) -> Hello:
         message.client_address,
         message.feature_level,
         message.software_version,
+        message.configuration_index,
     )
 
 

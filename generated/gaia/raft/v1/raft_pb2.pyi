@@ -66,6 +66,7 @@ class Hello(_message.Message):
     CLIENT_ADDRESS_FIELD_NUMBER: _builtins.int
     FEATURE_LEVEL_FIELD_NUMBER: _builtins.int
     SOFTWARE_VERSION_FIELD_NUMBER: _builtins.int
+    CONFIGURATION_INDEX_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
     """Id of the cluster that the sender belongs to; minted at founding, 32 hexadecimal digits."""
     from_node_id: _builtins.str
@@ -84,6 +85,10 @@ class Hello(_message.Message):
     """
     software_version: _builtins.str
     """Version of the sender's software, for people."""
+    configuration_index: _builtins.int
+    """Index of the newest configuration in the sender's log; 0 where it has none. A receiver whose
+    own one is older hears a sender whose name belongs to other data by it.
+    """
     def __init__(
         self,
         *,
@@ -95,10 +100,11 @@ class Hello(_message.Message):
         client_address: _builtins.str = ...,
         feature_level: _builtins.int = ...,
         software_version: _builtins.str = ...,
+        configuration_index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_address", b"client_address", "cluster_id", b"cluster_id", "feature_level", b"feature_level", "from_node_id", b"from_node_id", "from_peer_uuid", b"from_peer_uuid", "software_version", b"software_version", "to_node_id", b"to_node_id", "to_peer_uuid", b"to_peer_uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_address", b"client_address", "cluster_id", b"cluster_id", "configuration_index", b"configuration_index", "feature_level", b"feature_level", "from_node_id", b"from_node_id", "from_peer_uuid", b"from_peer_uuid", "software_version", b"software_version", "to_node_id", b"to_node_id", "to_peer_uuid", b"to_peer_uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
