@@ -21,6 +21,7 @@ from gaia_grpc.node.clock import Clock
 from gaia_grpc.node.disk_thread import DiskThread
 from gaia_grpc.node.disk_watch import Abdication
 from gaia_grpc.node.engine import Engine
+from gaia_grpc.node.events import EngineEvents
 from gaia_grpc.node.feature_levels import FeatureLevels, announced_level
 from gaia_grpc.node.handover import furthest_reachable
 from gaia_grpc.node.members import (
@@ -80,30 +81,12 @@ class Peer:
         self._on_state_loaded = on_state_loaded
         self._led = False
         self._restored = directory.log.load()
-        identity = directory.identity()
         self.membership = restored_membership(config, directory, self._restored)
         tick_ms = config.consensus.tick_ms
         patience_ticks = -(-config.consensus.election_timeout_max_ms // tick_ms)
-        core = make_core(config, identity.peer_uuid, self._restored, draw_timeout)
+        core = make_core(config, self.membership.peer_uuid, self._restored, draw_timeout)
         applier = Applier(StateMachine(), topics)
-        self.engine = Engine(
-            core,
-            config=config.consensus,
-            storage=directory.log,
-            transport=transport,
-            applier=applier,
-            clock=clock,
-            peer_uuid=identity.peer_uuid,
-            boot=identity.boot,
-            admission=Admission(
-                core,
-                applier,
-                config.consensus,
-                max_command_size_bytes=max_command_size_bytes(config.limits),
-            ),
-            disk_stall_ms=config.storage.disk_stall_ms,
-            events=self,
-        )
+        self.engine = make_engine(config, directory, transport, core, applier, clock, self)
         store = directory.snapshots
         self.router = Router(
             self.engine,
@@ -262,6 +245,37 @@ def restored_membership(
     if members and not membership.is_member:
         log.warning("not_a_member", node=identity.node_id, peer_uuid=identity.peer_uuid)
     return membership
+
+
+def make_engine(
+    config: PeerConfig,
+    directory: DataDirectory,
+    transport: PeerTransport,
+    core: RaftNode,
+    applier: Applier,
+    clock: Clock,
+    events: EngineEvents,
+) -> Engine:
+    """The loop over a core and its state."""
+    identity = directory.identity()
+    return Engine(
+        core,
+        config=config.consensus,
+        storage=directory.log,
+        transport=transport,
+        applier=applier,
+        clock=clock,
+        peer_uuid=identity.peer_uuid,
+        boot=identity.boot,
+        admission=Admission(
+            core,
+            applier,
+            config.consensus,
+            max_command_size_bytes=max_command_size_bytes(config.limits),
+        ),
+        disk_stall_ms=config.storage.disk_stall_ms,
+        events=events,
+    )
 
 
 def make_core(
