@@ -66,6 +66,8 @@ class TaskHandler:
 
     function: Callable[[Any], Any]
     wants_task: bool
+    timeout_s: float | None = None
+    """Longest that it may run: the claim of one that hangs would be renewed for ever."""
 
     @property
     def is_async(self) -> bool:
@@ -91,6 +93,7 @@ class Attempt:
         self._handler = handler
         self._counters = counters
         self._interrupted = False
+        self._overrun: TimeoutError | None = None
         self._work: asyncio.Future[Any] | None = None
         self.claim = HeldClaim(
             client,
@@ -105,6 +108,16 @@ class Attempt:
     def in_handler(self) -> bool:
         """Whether the handler runs and its claim is believed to be held."""
         return self._work is not None and not self._work.done() and not self.claim.lost.is_set()
+
+    @property
+    def is_stuck_in_thread(self) -> bool:
+        """Whether the handler is a plain function that still runs: nothing can cancel it."""
+        threaded = self._handler is not None and not self._handler.is_async
+        return threaded and self._work is not None and not self._work.done()
+
+    def leave(self) -> None:
+        """Ends the attempt although its handler goes on; a thread is told, and sends nothing."""
+        self.claim.abandon("the worker stopped")
 
     def interrupt(self) -> None:
         """Cancels the handler because the worker stops; its task is given back."""
@@ -132,7 +145,9 @@ class Attempt:
         ]
         self._counters.busy += 1
         try:
-            await asyncio.wait({work})
+            await asyncio.wait({work}, timeout=self._handler.timeout_s)
+            if not work.done():
+                await self._end_overrun(work, guards, self._handler)
         finally:
             self._counters.busy -= 1
             await cancel({work, *guards})
@@ -144,6 +159,23 @@ class Attempt:
             await asyncio.wait({report})
         finally:
             await cancel({report})
+
+    async def _end_overrun(
+        self,
+        work: asyncio.Future[Any],
+        guards: Iterable[asyncio.Future[Any]],
+        handler: TaskHandler,
+    ) -> None:
+        """Fails an attempt that takes too long; a thread keeps its slot until it ends."""
+        self._overrun = TimeoutError(f"the handler ran longer than {handler.timeout_s:g} s")
+        if handler.is_async:
+            work.cancel()
+        else:
+            await cancel(guards)
+            if not self.claim.lost.is_set():
+                self.claim.abandon(str(self._overrun))
+                await self._fail(self._overrun)
+        await asyncio.wait({work})
 
     async def _handle(self, handler: TaskHandler) -> object:
         job: AnyJob = Job(self.claim) if handler.is_async else BlockingJob(self.claim)
@@ -158,7 +190,8 @@ class Attempt:
             raise RuntimeError(f"the handler called for an exit: {leaving!r}") from leaving
 
     async def _report_end(self, work: asyncio.Future[Any]) -> None:
-        error = asyncio.CancelledError() if work.cancelled() else work.exception()
+        cancelled = self._overrun or asyncio.CancelledError()
+        error = cancelled if work.cancelled() else work.exception()
         if isinstance(error, Release) or (work.cancelled() and self._interrupted):
             await self._release()
         elif error is not None:

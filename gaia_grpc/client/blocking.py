@@ -269,9 +269,11 @@ class BlockingWorker(Closing[Worker]):
     stop = blocking(Worker.stop)
     close = stop
 
-    def task(self, *task_types: str) -> Callable[[AnyHandler], AnyHandler]:
+    def task(
+        self, *task_types: str, timeout: float | None = None
+    ) -> Callable[[AnyHandler], AnyHandler]:
         """As `Worker.task`."""
-        return self._inner.task(*task_types)
+        return self._inner.task(*task_types, timeout=timeout)
 
     def start(self) -> Self:
         """As `Worker.start`."""

@@ -72,11 +72,15 @@ class HeldClaim:
         """Interrupts the handler or its report; nothing is sent with this token from here on."""
         if self.lost.is_set():
             return
-        self.lost_because = why
-        self.lost.set()
+        self.abandon(why)
         self._on_lost(why)
         if self.victim is not None:
             self.victim.cancel()
+
+    def abandon(self, why: str) -> None:
+        """Gives the claim up of our own accord: the handler finds it lost."""
+        self.lost_because = why
+        self.lost.set()
 
     def raise_if_lost(self) -> None:
         """Raises `StaleClaimError` where the claim is gone."""

@@ -130,6 +130,7 @@ class BlockingJob(JobView):
 
     def checkpoint(self, data: bytes, *, progress: float | None = None) -> None:
         """As `Job.checkpoint`; blocks until it is stored."""
+        self.raise_if_lost()
         if progress is not None:
             self.progress(progress)
         storing = self._claim.extend(data, timeout=CHECKPOINT_TIMEOUT_S)

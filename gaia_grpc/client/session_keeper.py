@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from gaia.session.v1 import session_pb2
 
-from gaia_grpc.client.attempts import Attempt, WorkerCounters
+from gaia_grpc.client.attempts import LOG, Attempt, WorkerCounters
 from gaia_grpc.client.resources import SessionsApi
 from gaia_grpc.errors import (
     AlreadyExistsError,
@@ -16,8 +15,6 @@ from gaia_grpc.errors import (
     GaiaError,
     NotFoundError,
 )
-
-LOG = logging.getLogger("gaia_grpc.worker")
 
 DEFAULT_INTERVAL_S = 10.0
 NAME_PAUSE_S = 1.0

@@ -22,12 +22,13 @@ from typing import Any, Self, TypeAlias, TypeVar
 from gaia.session.v1 import session_pb2
 from gaia.task.v1 import task_pb2
 
-from gaia_grpc.client.attempts import Attempt, TaskHandler, WorkerCounters, cancel
+from gaia_grpc.client.attempts import LOG, Attempt, TaskHandler, WorkerCounters, cancel
 from gaia_grpc.client.client import Client
 from gaia_grpc.client.jobs import BlockingJob, Job
 from gaia_grpc.client.session_keeper import SESSION_LOST, SessionKeeper, backoff_s, session_labels
 from gaia_grpc.errors import (
     ConfigError,
+    DomainError,
     FailedPreconditionError,
     GaiaError,
     OutcomeUnknownError,
@@ -118,7 +119,7 @@ class Worker:
             raise ConfigError(f"concurrency is {concurrency}; a worker needs at least 1")
         self._client = client
         self.name = name
-        self._default = None if handler is None else TaskHandler(handler, wants_task=True)
+        self._default = None if handler is None else TaskHandler(handler, True)
         self._handlers: dict[str, TaskHandler] = {}
         self._concurrency = concurrency
         self._task_types = tuple(task_types)
@@ -150,8 +151,15 @@ class Worker:
             draw=draw,
         )
 
-    def task(self, *task_types: str) -> Callable[[AnyHandler], AnyHandler]:
+    def task(
+        self, *task_types: str, timeout: float | None = None
+    ) -> Callable[[AnyHandler], AnyHandler]:
         """Decorator: the function handles tasks of these types.
+
+        Args:
+            task_types: at least one.
+            timeout: seconds after which an attempt fails, and its handler is cancelled or finds
+                its job lost; None lets it run for ever, with its claim renewed.
 
         Raises:
             ConfigError: no type is named, or one of them has a handler already.
@@ -163,7 +171,7 @@ class Worker:
             for task_type in task_types:
                 if task_type in self._handlers:
                     raise ConfigError(f"task type {task_type} has a handler already")
-                self._handlers[task_type] = TaskHandler(function, wants_task=False)
+                self._handlers[task_type] = TaskHandler(function, False, timeout)
             return function
 
         return register
@@ -276,10 +284,12 @@ class Worker:
             await cancel({hurry})
         for attempt in self._running.values():
             attempt.interrupt()
-        if self._running:
-            await asyncio.wait(set(self._running), timeout=min(CANCEL_S, self._grace))
+        ending = {task for task, attempt in self._running.items() if not attempt.is_stuck_in_thread}
+        if ending:
+            await asyncio.wait(ending, timeout=CANCEL_S)
         for left in list(self._running):
             # A thread, or a handler that does not want to end: its task goes back all the same.
+            self._running[left].leave()
             left.cancel()
         if self._running:
             await asyncio.wait(set(self._running), timeout=CANCEL_S)
@@ -341,6 +351,8 @@ class Worker:
                 await self._keeper.register_again(call.session)
             elif error.instance_reason == "SESSION_DEGRADED":
                 self._keeper.beat_now.set()
+            elif isinstance(error, DomainError):
+                LOG.warning("worker %s is refused tasks: %r", self.name, error.message)
             return failures + 1
         self._open_claim = None
         for task in response.tasks:

@@ -240,7 +240,7 @@ async def test_a_worker_of_a_script_runs_plain_functions_that_use_the_client(pee
     loop = asyncio.get_running_loop()
     await asyncio.to_thread(script)
     assert "plain function" in trouble[0].message
-    assert queue.done[-1].startswith("deregistered")
+    assert queue.events[-1].startswith("deregistered")
 
 
 def test_a_call_under_a_running_loop_of_another_kind() -> None:
@@ -273,7 +273,7 @@ def test_ctrl_c_ends_the_wait_and_the_call() -> None:
     cancelled = threading.Event()
 
     async def for_ever() -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        portal.loop.call_later(0.3, os.kill, os.getpid(), signal.SIGINT)
         try:
             await asyncio.Event().wait()
         finally:

@@ -11,7 +11,7 @@ from gaia.session.v1 import session_pb2
 from gaia.task.v1 import task_pb2
 from google.protobuf.message import Message
 
-from gaia_grpc.client import Fail, Worker
+from gaia_grpc.client import Fail, Worker, session_keeper
 from gaia_grpc.errors import AlreadyExistsError
 from tests.client.conftest import Connect
 from tests.client.fake_peer import Context, FakePeer, refuse
@@ -33,7 +33,7 @@ async def test_tasks_are_claimed_run_and_completed_with_their_token(
         await queue.until(lambda: len(queue.lines("completed")) == 3)
         await queue.until(lambda: bool(queue.lines("heartbeat 1")))
     assert queue.lines("completed") == [f"completed t{n} 7 A" for n in (1, 2, 3)]
-    assert queue.done[-1] == "deregistered 1"
+    assert queue.events[-1] == "deregistered 1"
     assert (worker.counters.claimed, worker.counters.completed) == (3, 3)
     [request] = peers[0].of("RegisterSession")
     assert (request.name, request.specialty, request.max_concurrent_tasks) == ("w", "math", 1)
@@ -156,7 +156,7 @@ async def test_a_failed_session_registers_again_and_works_on(
         await queue.until(lambda: bool(queue.lines("heartbeat 2")))
     assert worker.counters.registrations == 2
     assert worker.counters.lost == 1
-    assert queue.done[-1] == "deregistered 2"
+    assert queue.events[-1] == "deregistered 2"
 
 
 async def test_stop_finishes_what_it_holds_and_claims_nothing_more(
@@ -179,7 +179,7 @@ async def test_stop_finishes_what_it_holds_and_claims_nothing_more(
     assert not stopping.done()
     finish.set()
     await stopping
-    assert queue.done[-2:] == ["completed t1 7 ", "deregistered 1"]
+    assert queue.events[-2:] == ["completed t1 7 ", "deregistered 1"]
     assert list(queue.waiting) == ["t2"]
 
 
@@ -196,7 +196,7 @@ async def test_stop_gives_back_what_outlasts_the_grace_time(peers: Peers, connec
     worker = await Worker(client, name="w", handler=handler, grace=0.05).start()
     await started.wait()
     await worker.stop()
-    assert queue.done[-2:] == ["released t1 7", "deregistered 1"]
+    assert queue.events[-2:] == ["released t1 7", "deregistered 1"]
     assert (worker.counters.released, worker.counters.lost) == (1, 0)
 
 
@@ -224,7 +224,7 @@ async def test_run_works_until_stop(peers: Peers, connect: Connect) -> None:
     await queue.until(lambda: bool(queue.lines("completed")))
     await worker.stop()
     await running
-    assert queue.done[-1] == "deregistered 1"
+    assert queue.events[-1] == "deregistered 1"
     assert not queue.lines("heartbeat")
 
 
@@ -236,7 +236,7 @@ async def test_run_that_is_cancelled_deregisters(peers: Peers, connect: Connect)
     running.cancel()
     await asyncio.wait({running})
     assert running.cancelled()
-    assert queue.done[-1] == "deregistered 1"
+    assert queue.events[-1] == "deregistered 1"
 
 
 async def test_errors_of_the_cluster_are_outlived(peers: Peers, connect: Connect) -> None:
@@ -328,3 +328,24 @@ async def test_a_result_that_is_refused_fails_the_attempt(peers: Peers, connect:
         await queue.until(lambda: bool(queue.lines("completed t2")))
     assert queue.lines("failed") == ["failed t1 InvalidArgumentError: result is too large False"]
     assert (worker.counters.completed, worker.counters.failed) == (1, 1)
+
+
+async def test_a_name_that_is_taken_is_waited_for_where_that_is_wanted(
+    peers: Peers, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_keeper, "NAME_PAUSE_S", 0.02)
+    Queue(peers[0])
+    plain = peers[0].answers["RegisterSession"]
+    refusals = 3
+
+    async def register(request: Message, context: Context) -> Message:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            await refuse(context, grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS")
+        return await plain(request, context)
+
+    peers[0].answers["RegisterSession"] = register
+    worker = Worker(await connect(peers[0]), name="w", handler=grade, name_wait=5)
+    async with worker:
+        assert refusals == 0

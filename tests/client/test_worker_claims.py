@@ -301,3 +301,41 @@ async def test_a_claim_that_does_not_wait_is_not_asked_in_a_busy_loop(
         await queue.until(lambda: len(asked) == 3)
     assert asked[1] - asked[0] >= 0.24
     assert asked[2] - asked[1] >= 0.49
+
+
+@pytest.mark.parametrize("threaded", [False, True], ids=["async", "thread"])
+async def test_complaint_2_a_handler_that_hangs_does_not_hold_its_task_for_ever(
+    peers: Peers, connect: Connect, threaded: bool
+) -> None:
+    """Its claim is renewed as long as it runs: only a time limit tells hanging from working."""
+    queue = Queue(peers[0], "t1", "t2:essay", claim_s=0.2)
+    worker = Worker(await connect(peers[0]), name="w")
+    told = threading.Event()
+
+    if threaded:
+
+        @worker.task("grade", timeout=0.3)
+        def hangs(job: BlockingJob) -> bytes:
+            if job.wait(5):
+                told.set()
+            return b"late"
+    else:
+
+        @worker.task("grade", timeout=0.3)
+        async def hangs_too(job: Job) -> bytes:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                told.set()
+            return b"late"
+
+    worker.task("essay")(essay_handler)
+    async with worker:
+        await queue.until(lambda: bool(queue.lines("completed t2")))
+    assert told.is_set()
+    assert queue.lines("extended t1")
+    assert queue.lines("failed") == [
+        "failed t1 TimeoutError: the handler ran longer than 0.3 s False"
+    ]
+    assert (worker.counters.failed, worker.counters.lost) == (1, 0)
+    assert [request.task_id for request in peers[0].of("CompleteTask")] == ["t2"]

@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 
-import grpc
 import pytest
 from gaia.task.v1 import task_pb2
 from google.protobuf.message import Message
@@ -28,9 +27,10 @@ from gaia_grpc.errors import (
     ConfigError,
     FailedPreconditionError,
     InvalidArgumentError,
+    StaleClaimError,
 )
 from tests.client.conftest import Connect
-from tests.client.fake_peer import Context, FakePeer, refuse
+from tests.client.fake_peer import Context, FakePeer
 from tests.client.worker_queue import Queue
 
 Peers = tuple[FakePeer, FakePeer]
@@ -236,7 +236,7 @@ async def test_stopping_is_told_and_a_released_task_does_not_count(
 
     async with worker:
         assert await asyncio.to_thread(started.wait, 5)
-    assert queue.done[-3:] == ["extended t1 0", "released t1 7", "deregistered 1"]
+    assert queue.events[-3:] == ["extended t1 0", "released t1 7", "deregistered 1"]
     assert queue.checkpoints == {"t1": b"half"}
     assert worker.counters.released == 1
 
@@ -258,26 +258,31 @@ async def test_a_cancelled_handler_may_store_its_checkpoint(peers: Peers, connec
     async with worker:
         await started.wait()
     assert queue.checkpoints == {"t1": b"half"}
-    assert queue.done[-2:] == ["released t1 7", "deregistered 1"]
+    assert queue.events[-2:] == ["released t1 7", "deregistered 1"]
 
 
 async def test_a_thread_that_never_ends_does_not_keep_the_worker(
     peers: Peers, connect: Connect
 ) -> None:
     queue = Queue(peers[0], "t1")
-    started, may_end = threading.Event(), threading.Event()
+    started, may_end, told = threading.Event(), threading.Event(), threading.Event()
     worker = Worker(await connect(peers[0]), name="w", grace=0.05)
 
     @worker.task("grade")
     def grade(job: BlockingJob) -> bytes:
         started.set()
         may_end.wait(10)
+        try:
+            job.checkpoint(b"nobody wants it")
+        except StaleClaimError:
+            told.set()
         return b"nobody wants it"
 
     async with worker:
         assert await asyncio.to_thread(started.wait, 5)
     may_end.set()
-    assert queue.done[-1] == "deregistered 1"
+    assert await asyncio.to_thread(told.wait, 5)
+    assert queue.events[-1] == "deregistered 1"
     assert not peers[0].of("CompleteTask")
 
 
@@ -308,7 +313,7 @@ async def test_sigterm_lets_handlers_finish_and_the_second_one_does_not(
     async with asyncio.timeout(5):
         await running
     ended = {1: "completed t1 7 A", 2: "released t1 7"}[signals]
-    assert queue.done[-2:] == [ended, "deregistered 1"]
+    assert queue.events[-2:] == [ended, "deregistered 1"]
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -325,28 +330,6 @@ async def test_a_worker_starts_once_and_again_after_its_stop(
     async with worker:
         await queue.until(lambda: bool(queue.lines("completed")))
     assert queue.lines("deregistered") == ["deregistered 1", "deregistered 2"]
-
-
-async def test_a_name_that_is_taken_is_waited_for_where_that_is_wanted(
-    peers: Peers, connect: Connect, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session_keeper, "NAME_PAUSE_S", 0.02)
-    Queue(peers[0])
-    plain = peers[0].answers["RegisterSession"]
-    refusals = 3
-
-    async def register(request: Message, context: Context) -> Message:
-        nonlocal refusals
-        if refusals:
-            refusals -= 1
-            await refuse(context, grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS")
-        return await plain(request, context)
-
-    peers[0].answers["RegisterSession"] = register
-    worker = Worker(await connect(peers[0]), name="w", name_wait=5)
-    worker.task("grade")(essay_handler)
-    async with worker:
-        assert refusals == 0
 
 
 async def test_a_handler_that_blocks_the_loop_is_named_in_the_log(
