@@ -12,6 +12,7 @@ import grpc
 import pytest
 from gaia.alert.v1 import alert_pb2_grpc
 from gaia.cluster.v1 import cluster_pb2_grpc
+from gaia.lock.v1 import lock_pb2_grpc
 from gaia.metrics.v1 import metrics_pb2_grpc
 from gaia.session.v1 import session_pb2, session_pb2_grpc
 from gaia.task.v1 import task_pb2_grpc
@@ -51,6 +52,7 @@ class ServedPeer:
         self.channel = channel
         self.sessions = session_pb2_grpc.SessionServiceStub(channel)
         self.tasks = task_pb2_grpc.TaskServiceStub(channel)
+        self.locks = lock_pb2_grpc.LockServiceStub(channel)
         self.metrics = metrics_pb2_grpc.MetricsServiceStub(channel)
         self.alerts = alert_pb2_grpc.AlertServiceStub(channel)
         self.cluster = cluster_pb2_grpc.ClusterServiceStub(channel)

@@ -32,8 +32,9 @@ class LockServiceStub:
     tokens.
 
     A lease is log time, which stands still while no leader leads: it is never over before its length
-    has passed since the last accepted call of the holder. The lease alone decides: a session whose
-    id is given as the holder keeps its locks until their leases end, also when it fails.
+    has passed since the last accepted call of the holder. Each change of the leader may lengthen it
+    by the time without a leader and by up to 5 s. The lease alone decides: a session whose id is
+    given as the holder keeps its locks until their leases end, also when it fails.
 
     INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION, RESOURCE_EXHAUSTED and
     UNAVAILABLE with the reason NO_QUORUM or DRAINING mean that nothing was changed. Any other failure
@@ -68,8 +69,9 @@ class LockServiceAsyncStub(LockServiceStub):
     tokens.
 
     A lease is log time, which stands still while no leader leads: it is never over before its length
-    has passed since the last accepted call of the holder. The lease alone decides: a session whose
-    id is given as the holder keeps its locks until their leases end, also when it fails.
+    has passed since the last accepted call of the holder. Each change of the leader may lengthen it
+    by the time without a leader and by up to 5 s. The lease alone decides: a session whose id is
+    given as the holder keeps its locks until their leases end, also when it fails.
 
     INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION, RESOURCE_EXHAUSTED and
     UNAVAILABLE with the reason NO_QUORUM or DRAINING mean that nothing was changed. Any other failure
@@ -100,8 +102,9 @@ class LockServiceServicer:
     tokens.
 
     A lease is log time, which stands still while no leader leads: it is never over before its length
-    has passed since the last accepted call of the holder. The lease alone decides: a session whose
-    id is given as the holder keeps its locks until their leases end, also when it fails.
+    has passed since the last accepted call of the holder. Each change of the leader may lengthen it
+    by the time without a leader and by up to 5 s. The lease alone decides: a session whose id is
+    given as the holder keeps its locks until their leases end, also when it fails.
 
     INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION, RESOURCE_EXHAUSTED and
     UNAVAILABLE with the reason NO_QUORUM or DRAINING mean that nothing was changed. Any other failure
