@@ -16,45 +16,29 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Generic, ParamSpec, Self, TypeVar
+from typing import ParamSpec, Self, TypeVar
 
-from gaia.alert.v1 import alert_pb2
-from gaia.lock.v1 import lock_pb2
 from gaia.session.v1 import session_pb2
 
-from gaia_grpc.client.alerts import AlertListener, AlertsApi
+from gaia_grpc.client.alerts import AlertsApi
 from gaia_grpc.client.attempts import WorkerCounters
-from gaia_grpc.client.buffer import MetricsBuffer, MetricsCounters
+from gaia_grpc.client.blocking_handles import (
+    BlockingBuffer,
+    BlockingListener,
+    BlockingLock,
+    Closing,
+    watching,
+)
 from gaia_grpc.client.client import Client
-from gaia_grpc.client.locks import HeldLock, LocksApi
+from gaia_grpc.client.locks import LocksApi
 from gaia_grpc.client.metrics import MetricsApi
-from gaia_grpc.client.portal import Facade, Portal, blocking, listing, plain, streaming, wrapped
+from gaia_grpc.client.portal import Facade, Portal, blocking, listing, streaming, wrapped
 from gaia_grpc.client.resources import ClassroomsApi, ClusterApi, SessionsApi
 from gaia_grpc.client.tasks import TasksApi
 from gaia_grpc.client.worker import SIGNALS, AnyHandler, Worker
-from gaia_grpc.errors import GaiaError
 
 P = ParamSpec("P")
 Inner = TypeVar("Inner")
-
-
-class Closing(Facade[Inner], Generic[Inner]):
-    """A facade that `with` closes."""
-
-    def close(self) -> None:
-        """Ends it; idempotent."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class BlockingSessions(Facade[SessionsApi]):
@@ -66,7 +50,7 @@ class BlockingSessions(Facade[SessionsApi]):
     get = blocking(SessionsApi.get)
     list = listing(SessionsApi.list)
     score = blocking(SessionsApi.score)
-    watch = streaming(SessionsApi.watch)
+    watch = watching(SessionsApi.watch)
 
 
 class BlockingTasks(Facade[TasksApi]):
@@ -86,32 +70,7 @@ class BlockingTasks(Facade[TasksApi]):
     list = listing(TasksApi.list)
     stats = blocking(TasksApi.stats)
     explain = blocking(TasksApi.explain)
-    watch = streaming(TasksApi.watch)
-
-
-class BlockingBuffer(Closing[MetricsBuffer]):
-    """See `MetricsBuffer`."""
-
-    record = plain(MetricsBuffer.record)
-    tick = plain(MetricsBuffer.tick)
-    seal = plain(MetricsBuffer.seal)
-    flush = blocking(MetricsBuffer.flush)
-    close = blocking(MetricsBuffer.close)
-
-    @property
-    def counters(self) -> MetricsCounters:
-        """The counts now; the object goes on counting."""
-        return self._inner.counters
-
-    @property
-    def buffered(self) -> int:
-        """Metrics that are not in a sealed batch yet."""
-        return self._inner.buffered
-
-    @property
-    def last_refusal(self) -> str:
-        """Reason of the latest batch or metric that the cluster refused."""
-        return self._inner.last_refusal
+    watch = watching(TasksApi.watch)
 
 
 class BlockingMetrics(Facade[MetricsApi]):
@@ -125,52 +84,6 @@ class BlockingMetrics(Facade[MetricsApi]):
     watch_classroom = streaming(MetricsApi.watch_classroom)
 
 
-class BlockingListener(Closing[AlertListener]):
-    """See `AlertListener`; entering it waits for the first answer."""
-
-    open = blocking(AlertListener.open)
-    next = blocking(AlertListener.next)
-    close = blocking(AlertListener.close)
-
-    @property
-    def cursor(self) -> int | None:
-        """All matching events up to this sequence were handed out; None before the first answer."""
-        return self._inner.cursor
-
-    @property
-    def cluster_id(self) -> str:
-        """The cluster that the cursor belongs to; empty before the first answer."""
-        return self._inner.cluster_id
-
-    @property
-    def reconnects(self) -> int:
-        """How often the stream had to be opened again."""
-        return self._inner.reconnects
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether the connection is lost at this moment; it is sought again by itself."""
-        return self._inner.interrupted
-
-    @property
-    def address(self) -> str | None:
-        """The peer that serves the stream."""
-        return self._inner.address
-
-    def __enter__(self) -> Self:
-        self.open()
-        return self
-
-    def __iter__(self) -> Iterator[alert_pb2.AlertEvent]:
-        while (event := self._portal.run(anext_or_none(self._inner))) is not None:
-            yield event
-
-
-async def anext_or_none(listener: AlertListener) -> alert_pb2.AlertEvent | None:
-    """The next event; None where the listener is closed."""
-    return await anext(listener, None)
-
-
 class BlockingAlerts(Facade[AlertsApi]):
     """See `AlertsApi`."""
 
@@ -179,59 +92,6 @@ class BlockingAlerts(Facade[AlertsApi]):
     acknowledge = blocking(AlertsApi.acknowledge)
     snooze = blocking(AlertsApi.snooze)
     resolve = blocking(AlertsApi.resolve)
-
-
-class BlockingLock(Facade[HeldLock]):
-    """See `HeldLock`; `lost` is a plain bool."""
-
-    check = plain(HeldLock.check)
-
-    @property
-    def name(self) -> str:
-        """The lock."""
-        return self._inner.name
-
-    @property
-    def owner(self) -> str:
-        """Who holds it, for people."""
-        return self._inner.owner
-
-    @property
-    def lock(self) -> lock_pb2.Lock:
-        """The lock as acquired or renewed last; an error before it is held."""
-        return self._inner.lock
-
-    @property
-    def token(self) -> int:
-        """The fencing token: pass it to what the lock protects."""
-        return self._inner.token
-
-    @property
-    def lost(self) -> bool:
-        """Whether it is known that the lock was lost, or may have been."""
-        return self._inner.lost.is_set()
-
-    @property
-    def last_error(self) -> GaiaError | None:
-        """The latest error of a renewal or of the release."""
-        return self._inner.last_error
-
-    @property
-    def lease_left(self) -> float:
-        """Seconds for which the lock is held for sure, if this process is not paused meanwhile."""
-        return self._portal.call(lambda: self._inner.lease_left)
-
-    def __enter__(self) -> Self:
-        self._portal.run(self._inner.__aenter__())
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._portal.run(self._inner.__aexit__(kind, error, trace))
 
 
 class BlockingLocks(Facade[LocksApi]):

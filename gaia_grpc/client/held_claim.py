@@ -11,13 +11,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from contextlib import aclosing
 from typing import Any
 
 from gaia.task.v1 import task_pb2
 
 from gaia_grpc.client.client import Client
-from gaia_grpc.client.streams import watch
 from gaia_grpc.errors import (
     FailedPreconditionError,
     GaiaError,
@@ -32,7 +30,6 @@ SHORTEST_CLAIM_S = 0.03
 SHORTEST_CALL_S = 5.0
 PROGRESS_EVERY_S = 1.0
 """Progress is for people: at most this often it costs a log entry."""
-WATCH_SILENCE_S = 60.0
 WATCH_AFTER_S = 1.0
 """Attempts shorter than this end before anyone could call them off; they cost no stream."""
 
@@ -159,14 +156,8 @@ class HeldClaim:
         A watch begins with the task as it is, so what happened before it opened is seen too.
         """
         await asyncio.sleep(WATCH_AFTER_S)
-        changes = watch(
-            self._client.connection,
-            lambda peer: peer.tasks.WatchTasks,
-            task_pb2.WatchTasksRequest(task_id=self.task.task_id),
-            silence=WATCH_SILENCE_S,
-        )
         try:
-            async with aclosing(changes):
+            async with self._client.tasks.watch(task_id=self.task.task_id) as changes:
                 async for change in changes:
                     for task in (*change.tasks, change.task):
                         if why := why_lost(self.task, task):

@@ -29,9 +29,11 @@ from gaia_grpc.client import (
     TasksApi,
     Worker,
     blocking,
+    blocking_handles,
 )
 from gaia_grpc.client import connect_blocking as connect
 from gaia_grpc.client.portal import Portal
+from gaia_grpc.client.watches import StateWatch
 from gaia_grpc.errors import (
     FailedPreconditionError,
     NotFoundError,
@@ -47,12 +49,14 @@ LEFT_OUT = {
     # Connecting is `connect_blocking`; channels and raw stubs belong to the loop.
     Client: {"connect", "open", "connection", "peer"},
     MetricsApi: {"publisher", "close"},
+    StateWatch: {"aclose"},
 }
 SAME: list[tuple[type, str]] = [
     (Client, "Client"),
     (AlertListener, "Listener"),
     (HeldLock, "Lock"),
     (MetricsBuffer, "Buffer"),
+    (StateWatch, "Watch"),
     (Worker, "Worker"),
     *(
         (type(api), name.capitalize())
@@ -70,7 +74,7 @@ def public(kind: type) -> set[str]:
 def test_whatever_the_sdk_has_the_facade_has(theirs: type, name: str) -> None:
     """A name that is missing here wants one line in `blocking.py`."""
     assert len(SAME) >= 12
-    ours = getattr(blocking, f"Blocking{name}")
+    ours = vars(blocking_handles).get(f"Blocking{name}") or getattr(blocking, f"Blocking{name}")
     assert public(theirs) - public(ours) - LEFT_OUT.get(theirs, set()) == set()
 
 
@@ -241,6 +245,24 @@ async def test_a_worker_of_a_script_runs_plain_functions_that_use_the_client(pee
     await asyncio.to_thread(script)
     assert "plain function" in trouble[0].message
     assert queue.events[-1].startswith("deregistered")
+
+
+async def test_a_watch_of_tasks_has_a_timeout(peers: Peers) -> None:
+    async def changes(request: task_pb2.WatchTasksRequest, _: Context) -> AsyncIterator[Message]:
+        task = task_pb2.Task(task_id="t1")
+        kind = task_pb2.WATCH_KIND_CHANGED
+        yield task_pb2.WatchTasksResponse(kind=kind, task=task, applied_index=7, through_index=7)
+        await asyncio.Event().wait()
+
+    peers[0].streams["WatchTasks"] = changes
+
+    def script() -> tuple[list[str], int]:
+        with connect(peers[0].address) as client, client.tasks.watch(task_id="t1") as watch:
+            seen = [next(watch).task.task_id]
+            assert watch.next(timeout=0.01) is None
+            return seen, watch.through_index
+
+    assert await asyncio.to_thread(script) == (["t1"], 7)
 
 
 def test_a_call_under_a_running_loop_of_another_kind() -> None:

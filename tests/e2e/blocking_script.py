@@ -6,8 +6,12 @@ import os
 import signal
 import sys
 import threading
+from typing import assert_type
+
+from gaia.task.v1 import task_pb2
 
 from gaia_grpc.client import BlockingJob, connect_blocking
+from gaia_grpc.client.portal import Items
 from gaia_grpc.errors import NotFoundError
 
 with connect_blocking(sys.argv[1]) as client:
@@ -33,6 +37,8 @@ with connect_blocking(sys.argv[1]) as client:
         client.tasks.enqueue("double", str(n).encode(), idempotency_key=f"script-{n}")
     worker.run(signals=True)
 
+    assert_type(client.tasks.list(), Items[task_pb2.Task])
+    assert_type(client.tasks.stats(), task_pb2.GetQueueStatsResponse)
     results = [
         int(client.tasks.get(task.task_id).task.result)
         for task in client.tasks.list(task_type="double")
