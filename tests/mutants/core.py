@@ -288,6 +288,29 @@ MUTANTS = (
         fast=True,
     ),
     Mutant(
+        "B14",
+        "an election timeout is drawn once and kept",
+        CORE,
+        "        self.election_timeout_ticks = self.draw_timeout(low, high)\n",
+        "        self.election_timeout_ticks = (\n"
+        "            self.election_timeout_ticks or self.draw_timeout(low, high)\n"
+        "        )\n",
+        (
+            "tests/raft/test_split_votes.py::test_b14_two_candidates_do_not_split_the_votes_for_ever",
+        ),
+        fast=True,
+    ),
+    Mutant(
+        "B18",
+        "a restart hands out what the snapshot holds",
+        CORE,
+        "        self.emitted_index = Index(0) if restored.snapshot is None else "
+        "restored.snapshot.index\n",
+        "        self.emitted_index = self.log.base.index\n",
+        (T_FAULTS_SNAPSHOTS + "test_b18_a_restart_hands_out_only_what_the_snapshot_does_not_hold",),
+        fast=True,
+    ),
+    Mutant(
         "B20",
         "an older snapshot is installed after a newer one",
         FOLLOWING,

@@ -125,6 +125,17 @@ MUTANTS = (
     ),
     Mutant(
         "B24",
+        "a transaction that found the disk full stays open",
+        DATABASE,
+        "            try:\n                self._rollback()\n",
+        "            try:\n                pass\n",
+        (
+            "tests/storage/test_sqlite_log.py::"
+            "test_b24_transaction_that_found_the_disk_full_is_taken_back_as_a_whole",
+        ),
+    ),
+    Mutant(
+        "B24",
         "a full disk is a broken disk",
         DATABASE,
         "    if code == sqlite3.SQLITE_FULL:",

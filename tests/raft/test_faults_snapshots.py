@@ -208,6 +208,17 @@ def alone_from(stored: Restored) -> None:
     Peer(config("n1", names(3)), disk, lambda envelope: None)
 
 
+def test_b18_a_restart_hands_out_only_what_the_snapshot_does_not_hold() -> None:
+    """The entries before a snapshot that are kept for slow followers are in its state already."""
+    state = HardState(Term(1), NodeId(""), Index(8))
+    log = log_of(1, 1, 1, 1, 1, 1, 1, 1)
+    base = EntryId(Term(1), Index(2))
+    peer, _ = alone(Restored(state, log[2:], meta(5, 1), base))
+    assert [each.index for each in peer.node.take_effects().committed] == [6, 7, 8]
+    step(peer, append(8, 1, (1, 9), commit=9), 1)
+    assert [each.index for each in peer.node.take_effects().committed] == [9]
+
+
 def test_b20_a_vote_during_an_install_is_given_by_the_new_log_and_after_it() -> None:
     peer, sent = alone(restored(1))
     step(peer, SnapshotRequest(meta(5, 2)), 2)

@@ -20,6 +20,7 @@ from gaia_grpc.errors import (
 from gaia_grpc.raft.types import Entry, EntryKind, HardState, Index, NodeId, Term, WriteBatch
 from gaia_grpc.storage import sqlite_log
 from gaia_grpc.storage.api import LogStorage
+from gaia_grpc.storage.database import Database
 from gaia_grpc.storage.directory import DATABASE_NAME, DataDirectory
 
 N1 = NodeId("n1")
@@ -135,6 +136,39 @@ def test_full_disk_keeps_the_log_whole_and_writable_again(directory: Path) -> No
     again = DataDirectory.open(directory, N1)
     assert [e.term for e in again.log.load().entries] == [1, 2, 1]
     again.close()
+
+
+def test_b24_transaction_that_found_the_disk_full_is_taken_back_as_a_whole(
+    tmp_path: Path,
+) -> None:
+    """SQLite itself takes back only the statement, where that may touch many rows, and leaves the
+    transaction open: what came before would go with the next commit, if one could begin.
+    """
+    database = Database(tmp_path / "any.db")
+    connection = database.connection
+    connection.execute("CREATE TABLE numbers(number INTEGER PRIMARY KEY, data BLOB)")
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count={pages + 10}")
+    numbers = str(list(range(2, 100)))
+    for _ in range(2):
+        with pytest.raises(StorageFullError, match="no space left while filling"):
+            fill(database, numbers)
+        assert not connection.in_transaction
+        assert connection.execute("SELECT count(*) FROM numbers").fetchone() == (0,)
+    with database.transaction("going on"):
+        connection.execute("INSERT INTO numbers VALUES(7, x'00')")
+    database.close()
+    again = Database(database.path)
+    assert again.connection.execute("SELECT number FROM numbers").fetchall() == [(7,)]
+    again.close()
+
+
+def fill(database: Database, numbers: str) -> None:
+    with database.transaction("filling") as connection:
+        connection.execute("INSERT INTO numbers VALUES(1, x'00')")
+        connection.execute(
+            "INSERT INTO numbers SELECT value, zeroblob(3000) FROM json_each(?)", (numbers,)
+        )
 
 
 def test_write_after_close_raises(directory: Path) -> None:
