@@ -39,9 +39,10 @@ LATER_QUERIES = {
 INTERNAL_ON_PURPOSE = {
     errors.GaiaError, errors.DomainError, errors.InvariantError, errors.ConfigError,
     errors.StartupError, errors.StorageError, errors.StorageDamagedError,
-    errors.StorageFailedError,
+    errors.StorageFailedError, errors.SnapshotRefusedError,
 }  # fmt: skip
-"""Roots, and what stops a peer or keeps it from starting: no caller can do anything about them."""
+"""Roots, what stops a peer or keeps it from starting, and what peers say to each other only: no
+caller can do anything about them."""
 
 
 def founded() -> StateMachine:
