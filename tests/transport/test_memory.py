@@ -389,7 +389,8 @@ async def test_a_late_transfer_lets_go_at_once_when_a_newer_one_begins(pair: Pai
     pair.at_one.content = leader.content = b"content"
     pair.hub.network.faults = NetworkFaults(snapshot_delay_ticks_min=1000)
     pair.one.send(snapshot_request(1))
-    await turns(10)
+    while not pair.hub._waiting:  # until its chunk is on the way
+        await turns(1)
     pair.hub.network.faults = NetworkFaults()
     third.send(Envelope(N3, N2, Term(2), SnapshotRequest(META)))
     await turns(30)
