@@ -297,3 +297,24 @@ def test_several_changes_by_one_entry_are_one() -> None:
     selection = Selection[int, int](lambda _: (), lambda record: record, bool, lambda _, mark: True)
     step = next_step(changes, 5, None, 10, selection)
     assert step.place.complete
+
+
+def test_of_quick_changes_of_one_task_the_last_is_sent_once() -> None:
+    log = Log()
+    session_id = log.register("w")
+    log.enqueue()
+    other = log.enqueue()
+    watcher = Watcher("task")
+    watcher.catch_up(log.machine)
+    for _ in range(5):
+        [task] = log.claim(session_id)
+        log.do(release_task=log.held(task))
+    [task] = log.claim(session_id)
+    log.do(cancel_task={"task_id": other})
+    cancelled_at = log.machine.applied_index
+    log.complete(task)
+    watcher.catch_up(log.machine)
+    assert watcher.changes == [
+        (other, cancelled_at),
+        (task.task_id, log.machine.applied_index),
+    ]
