@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Mapping, MutableMapping
 from typing import TextIO
 
@@ -46,6 +47,10 @@ def configure_logs(level: str, log_format: str, stream: TextIO | None = None) ->
     root = logging.getLogger()
     root.handlers[:] = [_Forwarder()]
     root.setLevel(max(_LEVELS[level], logging.WARNING))
+    # gRPC's server forgets the coroutine of a call that ended before its first step.
+    warnings.filterwarnings(
+        "ignore", message="coroutine '_handle_rpc' was never awaited", category=RuntimeWarning
+    )
 
 
 def render_text(logger: object, method: str, event: EventDict) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -105,6 +106,15 @@ def test_a_call_whose_caller_gave_up_is_no_error() -> None:
     first, second = stream.getvalue().splitlines()
     assert "logger=asyncio" in first
     assert "without an exception" in second
+
+
+def test_what_grpc_forgets_of_such_a_call_is_no_warning() -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        configure("info", "text")
+        warnings.warn("coroutine '_handle_rpc' was never awaited", RuntimeWarning, stacklevel=1)
+        warnings.warn("coroutine 'ours' was never awaited", RuntimeWarning, stacklevel=1)
+    assert [str(warning.message) for warning in seen] == ["coroutine 'ours' was never awaited"]
 
 
 def test_a_closed_stream_stops_nobody() -> None:
