@@ -17,7 +17,7 @@ from tests.support.twin_cluster import Served
 
 pytestmark = pytest.mark.both_logs
 
-RENEWED_EVERY_S = 0.5
+RENEWED_EVERY_S = 2.0
 LEASE_GRACE_S = 2.0
 """Beyond the leases and the outages: a proposal of AdvanceTime, and a machine that is busy."""
 
@@ -177,9 +177,10 @@ async def test_b17_a_lease_over_three_leader_changes_ends_within_its_bounds(
     """Etcd 13294, 17132: a leader change restarted a lease, or cut it short.
 
     Each change takes log time back to the last entry, and stops it until the next leader leads. An
-    entry comes every 5 s at least, and here with each renewal of another lock.
+    entry comes every 5 s at least, and here with each renewal of another lock. That is seen on the
+    wall; in log time the lease ends when it was said to, whoever leads.
     """
-    lease_s = 6.0
+    lease_s = 8.0
     await cluster3.aio.heal()
 
     async def inherit() -> tuple[lock_pb2.Lock, float]:
@@ -206,8 +207,7 @@ async def test_b17_a_lease_over_three_leader_changes_ends_within_its_bounds(
     assert heir.fencing_token > lock.fencing_token
     assert ended - sent >= lease_s, "the lease was cut short"
     assert ended - answered <= lease_s + changes_s + LEASE_GRACE_S, f"changes {changes_s:.1f} s"
-    # The log itself counts exactly, up to the AdvanceTime that ends it; and the other lock, which
-    # is renewed, has lived through all of it: its block ended without an error.
+    # And the other lock, which is renewed, has lived through all of it.
     counted_ms = heir.acquire_time.ToMilliseconds() - lock.lease_expire_time.ToMilliseconds()
     assert 0 <= counted_ms <= 1_000
     assert not renewed.lost.is_set()
