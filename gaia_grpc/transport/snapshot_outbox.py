@@ -31,6 +31,7 @@ class SnapshotOutbox:
         self._transfer: _Transfer | None = None
         self._next: tuple[Term, SnapshotMeta] | None = None
         self._closing = False
+        self._noted: tuple[str, str] | None = None
 
     def request(self, term: Term, meta: SnapshotMeta) -> bool:
         """Starts a transfer; False where one of this term is under way.
@@ -69,6 +70,7 @@ class SnapshotOutbox:
 
     def _ended(self, transfer: _Transfer) -> None:
         self._transfer = None
+        self._note(transfer)
         try:
             self._inbound.on_snapshot_sent(self._peer, transfer.meta, transfer.delivered)
         finally:
@@ -76,6 +78,19 @@ class SnapshotOutbox:
             if self._next is not None:
                 (term, meta), self._next = self._next, None
                 self.request(term, meta)
+
+    def _note(self, transfer: _Transfer) -> None:
+        """Each failure once: a receiver without space is tried again with every heartbeat."""
+        if transfer.failure is not None and transfer.failure != self._noted:
+            reason, message = transfer.failure
+            log.warning(
+                "snapshot not delivered",
+                peer=self._peer,
+                index=transfer.meta.index,
+                reason=reason,
+                message=message,
+            )
+        self._noted = transfer.failure
 
 
 class _Transfer:
@@ -85,6 +100,8 @@ class _Transfer:
         self.term = term
         self.meta = meta
         self.delivered = False
+        self.failure: tuple[str, str] | None = None
+        """Its reason, and what it says of itself."""
         self._peer = peer
         self._snapshot: OutgoingSnapshot | None = None
         self.task: asyncio.Task[None]
@@ -110,23 +127,14 @@ class _Transfer:
                 await carry(self.term, self._snapshot)
                 self.delivered = True
         except GaiaError as error:
-            self._log(error.instance_reason, error.message)
+            self.failure = (error.instance_reason, error.message)
         except grpc.aio.AioRpcError as error:
-            self._log(reason_of(error), error.details() or "")
+            self.failure = (reason_of(error), error.details() or "")
         except TimeoutError:
-            self._log("TIMEOUT", "the receiver is too slow")
+            self.failure = ("TIMEOUT", "the receiver is too slow")
         finally:
             if self._snapshot is not None:
                 await unbroken(self._snapshot.close())
 
     async def _open(self, inbound: InboundHandler) -> None:
         self._snapshot = await inbound.open_snapshot(self.meta)
-
-    def _log(self, reason: str, message: str) -> None:
-        log.warning(
-            "snapshot not delivered",
-            peer=self._peer,
-            index=self.meta.index,
-            reason=reason,
-            message=message,
-        )

@@ -181,6 +181,24 @@ async def test_a_refused_offer_is_a_failed_transfer(trio: Trio, refusal: Excepti
     assert trio.a.reads == []
 
 
+async def test_the_same_failure_again_and_again_is_logged_once(trio: Trio) -> None:
+    """A receiver without space is tried with every heartbeat: six lines a second for hours would
+    be the next full disk."""
+    trio.a.content, trio.b.refusal = CONTENT, StorageFullError("no space")
+    with capture_logs() as logs:
+        for count in range(1, 6):
+            trio.request()
+            assert await trio.reported(count) == [False] * count
+        trio.b.refusal = None
+        trio.request()
+        await trio.reported(6)
+        trio.b.refusal = StorageFullError("no space")
+        trio.request(NEWER)
+        await trio.reported(7)
+    told = [entry for entry in logs if entry["event"] == "snapshot not delivered"]
+    assert len(told) == 2
+
+
 async def test_a_receiver_that_refuses_us_gets_nothing(trio: Trio) -> None:
     trio.a.content, trio.b.refused = CONTENT, ["uuid-a"]
     trio.request()
