@@ -10,6 +10,7 @@ from gaia_grpc.raft.types import EntryKind
 from gaia_grpc.state import feature_levels
 from gaia_grpc.state.feature_levels import FEATURE_LEVEL, FIRST_LEVEL, LEVELS
 from gaia_grpc.state.machine import StateMachine
+from gaia_grpc.state.setting_table import ROWS, SINCE_LEVELS
 from gaia_grpc.state.stamp import required_feature_level
 from tests.state.harness import Log, command
 from tests.state.snapshot_checks import check_equal, restored, whole
@@ -120,6 +121,23 @@ def test_below_its_level_a_setting_is_neither_listed_nor_accepted() -> None:
     settings = log.do(update_settings=change).settings.settings
     assert ("lock.max_lease", "2h") in {(each.name, each.value) for each in settings}
     check_equal(log.machine, restored(whole(log.machine)))
+
+
+def test_a_log_of_the_first_version_hashes_as_it_did_there() -> None:
+    """Else a peer that is upgraded and replays its log differs from the others, and stops."""
+    log = Log(("lock.lease", "20s"))
+    log.refuse(acquire_lock={"name": "l", "holder": "h"})
+    log.do(update_settings={"changes": [{"name": "task.max_retries", "value": "2"}]})
+    found = log.machine.state_hash()
+    assert found is not None
+    # Settings are part of it with their texts: a new one needs its level in SINCE_LEVELS.
+    pinned = "831a6117484a376db063031d16bce55a1bedf8bcab345ff1bb3561a2249b81b0"
+    assert found[1].hex() == pinned
+
+
+def test_settings_that_came_later_are_settings() -> None:
+    assert set(SINCE_LEVELS) <= {row[0] for row in ROWS}
+    assert set(SINCE_LEVELS.values()) <= set(range(FIRST_LEVEL + 1, FEATURE_LEVEL + 1))
 
 
 def test_the_level_of_nonsense_is_not_asked_for() -> None:
