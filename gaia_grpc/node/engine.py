@@ -363,6 +363,12 @@ class Engine:
         return RoleChange(self.core.role, self.core.term, self.core.leader_id)
 
     @property
+    def is_settled_leader(self) -> bool:
+        """Whether this peer leads, and the configuration in force is committed."""
+        core = self.core
+        return core.role is RoleName.LEADER and core.commit_index >= core.configuration_index
+
+    @property
     def disk_full(self) -> bool:
         """Whether the last write found no space."""
         return self.admission.disk_full

@@ -13,7 +13,7 @@ from gaia_grpc.node.clock import Clock
 from gaia_grpc.node.feature_levels import announced_level
 from gaia_grpc.node.founding import Founder
 from gaia_grpc.node.joining import Joiner
-from gaia_grpc.node.members import decode_configuration
+from gaia_grpc.node.members import decode_configuration, standing_of
 from gaia_grpc.node.peer import STATUS_TOPIC, Peer
 from gaia_grpc.node.snapshot_transfer import IncomingFile, OutgoingFile
 from gaia_grpc.node.topics import TopicBoard
@@ -61,14 +61,18 @@ class Inbound:
     def hello(self, peer: NodeId) -> Hello:
         """See `InboundHandler.hello`."""
         running = self.running()
-        return running.membership.hello(peer, running.engine.core.configuration_index)
+        return running.membership.hello(peer, standing_of(running.engine.core))
 
     def accepts(self, hello: Hello) -> str | None:
         """See `InboundHandler.accepts`."""
         if self.peer is not None:
             engine = self.peer.engine
-            level = engine.applier.machine.feature_level
-            return self.peer.membership.accepts(hello, level, engine.core.configuration_index)
+            return self.peer.membership.accepts(
+                hello,
+                engine.applier.machine.feature_level,
+                standing_of(engine.core),
+                is_settled_leader=engine.is_settled_leader,
+            )
         if self.joiner is not None:
             return self.joiner.accepts(hello)
         return f"{self._node_id} is not part of a cluster yet"

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from gaia.raft.v1 import raft_pb2
 
 from gaia_grpc.errors import invariant
-from gaia_grpc.raft.types import Entry, EntryKind, Members, NodeId
+from gaia_grpc.raft.node import RaftNode
+from gaia_grpc.raft.types import Entry, EntryKind, Index, Members, NodeId
 from gaia_grpc.transport.api import Hello, Member
 
 
@@ -78,6 +79,27 @@ def decode_members_for(node_id: NodeId, peer_uuid: str, data: bytes) -> Members:
     return Members(tuple(sorted(voters)), tuple(sorted(learners)))
 
 
+@dataclass(frozen=True, order=True, slots=True)
+class Standing:
+    """The place in the log, (term, index), by which a configuration was in force; (0, 0): none.
+
+    Of two, the later one in this order is the newer, as logs are compared (section 5.4.1). Let a
+    leader's configuration give a name to machine B while another peer's still gives it to A. That
+    A is removed was committed before B could be added, so whoever was elected later had it in its
+    log, and no configuration made after it names A. The other peer's was made before it: it is
+    older in this order too, even one that was never committed.
+    """
+
+    term: int
+    index: int
+
+
+def standing_of(core: RaftNode) -> Standing:
+    """Of the configuration in force; by the start of the log where its entry is compacted."""
+    index = max(core.configuration_index, Index(core.first_index - 1))
+    return Standing(core.entry_term(index), index)
+
+
 @dataclass(frozen=True, slots=True)
 class Announced:
     """What a peer has told of itself since this one was started."""
@@ -106,19 +128,16 @@ class Membership:
         """No members: a peer that waits to hear of them from a leader.
 
         `peer_addresses` are this peer's own `--peer` list. Addresses are local knowledge, so they
-        override those of the members that are known at the start; who comes later brings its own.
+        override those of the configuration, until a machine takes a name over at another address.
         """
         self.cluster_id = cluster_id
         self.node_id = node_id
         self.peer_uuid = peer_uuid
         self.feature_level = feature_level
         self.own = Announced(peer_uuid, client_address, feature_level, software_version)
-        members = tuple(members)
-        self._addresses = {
-            member.peer_uuid: peer_addresses[member.node_id]
-            for member in members
-            if member.node_id in peer_addresses
-        }
+        self._listed = peer_addresses
+        self._stands_for: dict[NodeId, str] = {}
+        self._successors: dict[NodeId, tuple[Standing, str]] = {}
         self._announced: dict[NodeId, Announced] = {}
         self._members: dict[NodeId, Member] = {}
         self._take(members)
@@ -134,11 +153,16 @@ class Membership:
 
     def _take(self, members: Iterable[Member]) -> None:
         self._members = {
-            member.node_id: replace(
-                member, peer_address=self._addresses.get(member.peer_uuid, member.peer_address)
-            )
+            member.node_id: replace(member, peer_address=self._address_of(member))
             for member in members
         }
+
+    def _address_of(self, member: Member) -> str:
+        listed = self._listed.get(member.node_id)
+        if listed is None:
+            return member.peer_address
+        meant = self._stands_for.setdefault(member.node_id, member.peer_address)
+        return listed if member.peer_address == meant else member.peer_address
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -197,7 +221,7 @@ class Membership:
 
     # --- introductions ---
 
-    def hello(self, to_node: NodeId, configuration_index: int) -> Hello:
+    def hello(self, to_node: NodeId, standing: Standing) -> Hello:
         """How this peer introduces itself; to a stranger without naming its data directory."""
         other = self._members.get(to_node)
         return Hello(
@@ -209,17 +233,28 @@ class Membership:
             client_address=self.own.client_address,
             feature_level=self.feature_level,
             software_version=self.own.software_version,
-            configuration_index=configuration_index,
+            configuration_index=standing.index,
+            configuration_term=standing.term,
         )
 
-    def accepts(self, hello: Hello, cluster_level: int, configuration_index: int) -> str | None:
+    def accepts(
+        self, hello: Hello, cluster_level: int, standing: Standing, *, is_settled_leader: bool
+    ) -> str | None:
         """None if the speaker may be who it says it is and means this peer; else why not.
 
-        Somebody whom no configuration here names may be a member all the same: this peer's log may
-        lag behind, and who waits to join knows nobody at all. So may somebody whose name means
-        other data here, where the speaker knows a configuration that this peer has not got: it may
-        be the leader that brings it, on a machine that was replaced. That only lets it ask: whose
-        answers count is settled by `to_peer_uuid` in the question (faults B26).
+        `is_settled_leader`: this peer leads, and its configuration is committed. Then whom it does
+        not name is no member, unless the speaker knows a newer one. Anybody else's log may lag
+        behind, or hold a removal that is taken back, and who waits to join knows nobody at all.
+
+        So may somebody be a member whose name means other data here, where the speaker knows a
+        newer configuration: it may be the leader that brings it, on a machine that was replaced.
+        That only lets it ask: whose answers count is settled by `to_peer_uuid` in the question
+        (faults B26). It may ask for a vote, which is kept under its name: machine A may have got
+        one in the same term under that name, machine B gets another. B stands for election in a
+        term above that of every entry of its log, among them the one that gave it its vote, before
+        which its addition was committed, and before that the removal of A. So in B's term no log
+        without the addition can win (5.4.3), and who has it, behind the removal of A, does not
+        stand as A (`Core.may_campaign`): the vote for A elects nobody.
         """
         if hello.cluster_id != self.cluster_id:
             return f"{hello.from_node} is of cluster {hello.cluster_id}, not {self.cluster_id}"
@@ -228,17 +263,9 @@ class Membership:
                 f"{hello.from_node} means {hello.to_node} with the data of {hello.to_peer_uuid}, "
                 f"this is {self.node_id} with {self.peer_uuid}"
             )
-        member = self._members.get(hello.from_node)
-        is_other = member is not None and member.peer_uuid != hello.from_peer_uuid
-        if is_other and hello.configuration_index <= configuration_index:
-            return (
-                f"{hello.from_node} comes with other data than it joined with; "
-                "remove it from the cluster and add it again"
-            )
-        if member is None:
-            for other in self._members.values():
-                if other.peer_uuid == hello.from_peer_uuid:
-                    return f"{hello.from_node} comes with the data of {other.node_id}"
+        refusal = self._doubt(hello, standing, is_settled_leader)
+        if refusal is not None:
+            return refusal
         level = max(1, hello.feature_level)
         if level < cluster_level:
             return (
@@ -247,8 +274,36 @@ class Membership:
             )
         return None
 
+    def _doubt(self, hello: Hello, standing: Standing, is_settled_leader: bool) -> str | None:
+        """What speaks against the speaker's name."""
+        claimed = _claimed(hello)
+        member = self._members.get(hello.from_node)
+        peer_uuid = "" if member is None else member.peer_uuid
+        successor = self._successors.get(hello.from_node)
+        if successor is not None and successor[0] > standing:
+            standing, peer_uuid = successor
+        if peer_uuid not in ("", hello.from_peer_uuid) and claimed <= standing:
+            return (
+                f"{hello.from_node} comes with other data than it joined with; "
+                "remove it from the cluster and add it again"
+            )
+        if member is None:
+            for other in self._members.values():
+                if other.peer_uuid == hello.from_peer_uuid:
+                    return f"{hello.from_node} comes with the data of {other.node_id}"
+            if is_settled_leader and claimed <= standing:
+                return f"{hello.from_node} is no member of cluster {self.cluster_id}"
+        return None
+
     def note(self, hello: Hello) -> bool:
-        """Keeps what a peer has told of itself; True where that is news."""
+        """Keeps what a peer has told of itself; True where that is news.
+
+        Where it has taken a name over, who had it before is not heard any more: its streams would
+        take the place of those of the new one.
+        """
+        member = self._members.get(hello.from_node)
+        if member is not None and member.peer_uuid != hello.from_peer_uuid:
+            self._successors[hello.from_node] = (_claimed(hello), hello.from_peer_uuid)
         heard = Announced(
             hello.from_peer_uuid,
             hello.client_address,
@@ -259,3 +314,7 @@ class Membership:
             return False
         self._announced[hello.from_node] = heard
         return True
+
+
+def _claimed(hello: Hello) -> Standing:
+    return Standing(hello.configuration_term, hello.configuration_index)

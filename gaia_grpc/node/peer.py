@@ -41,7 +41,7 @@ from gaia_grpc.node.topics import TopicBoard
 from gaia_grpc.raft.config import RaftConfig
 from gaia_grpc.raft.effects import RoleChange, RoleName
 from gaia_grpc.raft.node import RaftNode
-from gaia_grpc.raft.types import NO_NODE, NodeId, Restored, SnapshotMeta
+from gaia_grpc.raft.types import NO_NODE, Index, NodeId, Restored, SnapshotMeta, Term
 from gaia_grpc.state.machine import StateMachine
 from gaia_grpc.storage.directory import DataDirectory
 from gaia_grpc.transport.api import PeerTransport
@@ -80,6 +80,7 @@ class Peer:
         self._tell_failed = on_failed
         self._on_state_loaded = on_state_loaded
         self._led = False
+        self._settled: tuple[Term, Index] | None = None
         self._restored = directory.log.load()
         self.membership = restored_membership(config, directory, self._restored)
         tick_ms = config.consensus.tick_ms
@@ -204,10 +205,19 @@ class Peer:
 
     def on_tick(self) -> None:
         """See `EngineEvents`."""
+        self._end_streams_of_removed()
         self.snapshots.on_tick()
         self._promoter.on_tick()
         self._levels.on_tick()
         self._abdication.on_tick()
+
+    def _end_streams_of_removed(self) -> None:
+        """Once for each configuration that is committed under this leader."""
+        core = self.engine.core
+        settled = (core.term, core.configuration_index)
+        if self.engine.is_settled_leader and settled != self._settled:
+            self._settled = settled
+            self._transport.set_peers(self.membership.other_addresses())
 
     def _on_restored(self, summary: SnapshotSummary) -> None:
         self.snapshots.note(summary)

@@ -34,7 +34,9 @@ class Hello:
     feature_level: int = 0
     software_version: str = ""
     configuration_index: int = 0
-    """Of the newest configuration in the speaker's log; 0 where it has none."""
+    """Of an entry by which the speaker's configuration was in force; 0 where it has none."""
+    configuration_term: int = 0
+    """Of that entry."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -302,6 +302,9 @@ class MemoryTransport:
         self, peer: NodeId, call: ForwardedCall, timeout_s: float
     ) -> ForwardedOutcome:
         inbound = self._reach(peer)
+        sender = cast(InboundHandler, self._inbound)
+        if not self._hub.admitted(self._node_id, sender, peer, inbound):
+            raise UnavailableError(f"{peer} does not want us")
         try:
             async with asyncio.timeout(timeout_s):
                 outcome = await inbound.on_forward(call)

@@ -55,6 +55,7 @@ def hello_to_proto(hello: Hello) -> pb.Hello:
         feature_level=hello.feature_level,
         software_version=hello.software_version,
         configuration_index=hello.configuration_index,
+        configuration_term=hello.configuration_term,
     )
 
 
@@ -70,6 +71,7 @@ def hello_from_proto(message: pb.Hello) -> Hello:
         message.feature_level,
         message.software_version,
         message.configuration_index,
+        message.configuration_term,
     )
 
 

@@ -67,6 +67,7 @@ class Hello(_message.Message):
     FEATURE_LEVEL_FIELD_NUMBER: _builtins.int
     SOFTWARE_VERSION_FIELD_NUMBER: _builtins.int
     CONFIGURATION_INDEX_FIELD_NUMBER: _builtins.int
+    CONFIGURATION_TERM_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
     """Id of the cluster that the sender belongs to; minted at founding, 32 hexadecimal digits."""
     from_node_id: _builtins.str
@@ -86,9 +87,11 @@ class Hello(_message.Message):
     software_version: _builtins.str
     """Version of the sender's software, for people."""
     configuration_index: _builtins.int
-    """Index of the newest configuration in the sender's log; 0 where it has none. A receiver whose
-    own one is older hears a sender whose name belongs to other data by it.
+    """Index of an entry by which the sender's configuration was in force; 0 where it has none. A
+    receiver whose own one is older hears a sender whose name belongs to other data by it.
     """
+    configuration_term: _builtins.int
+    """Term of that entry; of two configurations the one of the higher term is newer."""
     def __init__(
         self,
         *,
@@ -101,10 +104,11 @@ class Hello(_message.Message):
         feature_level: _builtins.int = ...,
         software_version: _builtins.str = ...,
         configuration_index: _builtins.int = ...,
+        configuration_term: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_address", b"client_address", "cluster_id", b"cluster_id", "configuration_index", b"configuration_index", "feature_level", b"feature_level", "from_node_id", b"from_node_id", "from_peer_uuid", b"from_peer_uuid", "software_version", b"software_version", "to_node_id", b"to_node_id", "to_peer_uuid", b"to_peer_uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_address", b"client_address", "cluster_id", b"cluster_id", "configuration_index", b"configuration_index", "configuration_term", b"configuration_term", "feature_level", b"feature_level", "from_node_id", b"from_node_id", "from_peer_uuid", b"from_peer_uuid", "software_version", b"software_version", "to_node_id", b"to_node_id", "to_peer_uuid", b"to_peer_uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
