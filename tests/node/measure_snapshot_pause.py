@@ -23,7 +23,7 @@ from gaia.command.v1 import command_pb2
 
 from gaia_grpc.config import StorageConfig
 from gaia_grpc.server import keep_what_is_loaded
-from tests.support.local_cluster import LocalCluster, running
+from tests.support.local_cluster import LocalCluster, running, until
 
 PER_COMMAND = 1_000
 
@@ -90,7 +90,7 @@ async def main(tasks: int, root: Path) -> None:
                 written += 1
 
         async def for_a_moment() -> None:
-            await asyncio.sleep(2)
+            await until(lambda: written >= 500, 60)
 
         async def snapshot() -> None:
             await cluster.drivers["n1"].take_snapshot(timeout_s=120)

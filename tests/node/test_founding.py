@@ -72,7 +72,9 @@ async def test_founder_that_was_stalled_does_not_stand_for_election_in_a_burst(
 
 def stall(seconds: float) -> None:
     """The loop does nothing else meanwhile."""
-    time.sleep(seconds)
+    until_s = time.monotonic() + seconds
+    while time.monotonic() < until_s:
+        time.sleep(0.01)
 
 
 async def test_single_peer_founds_alone(tmp_path: Path) -> None:

@@ -40,7 +40,10 @@ async def test_follower_catches_up_though_the_log_is_compacted_faster_than_a_tra
         file = await original(self, at_least)
         if file is not None:
             opened.append(file.meta.index)
-            await asyncio.sleep(0.5)
+            core, loop = self._engine.core, asyncio.get_running_loop()
+            target, until_s = core.last_index + 60, loop.time() + 1
+            while core.last_index < target and loop.time() < until_s:  # noqa: ASYNC110  # no event
+                await asyncio.sleep(0.01)
         return file
 
     monkeypatch.setattr(SnapshotTransfer, "open", slow)

@@ -69,6 +69,12 @@ def is_tidy(stored: SqliteLog, snapshots: FileSnapshotStore) -> bool:
     return not stored.needs_maintenance and len(snapshots.complete()) == 1
 
 
+async def ticks_pass(cluster: LocalCluster, name: str, count: int) -> None:
+    stats = engine_of(cluster.drivers[name]).stats
+    target = stats.ticks + count
+    await until(lambda: stats.ticks >= target, 20)
+
+
 async def enqueue_some(cluster: LocalCluster, name: str, count: int) -> None:
     for _ in range(count):
         await cluster.drivers[name].propose(enqueue(0), timeout_s=10)
@@ -353,7 +359,7 @@ async def test_follower_that_restores_answers_heartbeats_meanwhile(
         starting = asyncio.create_task(cluster.start(slow))
         # The leader commits with this one's answers alone, whose state is not there yet.
         await enqueue_some(cluster, leader, 5)
-        await asyncio.sleep(1.0)
+        await ticks_pass(cluster, slow, 2 * FAST.election_timeout_max_ms // FAST.tick_ms)
         await enqueue_some(cluster, leader, 5)
         assert not starting.done()
         assert cluster.drivers[slow].status().applied_index == 0

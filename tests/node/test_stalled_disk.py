@@ -205,7 +205,9 @@ async def test_b8_snapshot_is_complete_only_once_the_log_is_on_disk_up_to_it(
         taking = asyncio.create_task(driver.take_snapshot(timeout_s=10))
         snapshots = cluster.directories[leader].snapshots
         await until(lambda: driver.inbound.running().snapshots.stats.slices > 0)
-        await asyncio.sleep(0.2)
+        stats = engine_of(driver).stats
+        ticks = stats.ticks
+        await until(lambda: stats.ticks >= ticks + 40)
         assert snapshots.latest() is None
         gate.go_on()
         assert (await taking).index >= applied.index

@@ -175,7 +175,6 @@ def test_sigterm_with_a_hung_disk_ends_the_process_in_time_and_as_a_failure(
             if "role=leader" in line:
                 break
         hang.touch()
-        time.sleep(0.3)  # what is under way may still get through
         command = [
             sys.executable,
             "-m",
