@@ -136,6 +136,17 @@ MUTANTS = (
     ),
     Mutant(
         "B24",
+        "a snapshot without space for its header stays",
+        "gaia_grpc/storage/snapshot_handles.py",
+        "        except OSError:\n            self.abort()\n            raise\n",
+        "        except OSError:\n            raise\n",
+        (
+            "tests/node/test_full_disk.py::"
+            "test_b24_snapshot_on_a_full_disk_is_given_up_and_made_later",
+        ),
+    ),
+    Mutant(
+        "B24",
         "a full disk is a broken disk",
         DATABASE,
         "    if code == sqlite3.SQLITE_FULL:",

@@ -13,6 +13,8 @@ ROUTING = "gaia_grpc/node/routing.py"
 SNAPSHOTS = "gaia_grpc/node/snapshots.py"
 APPLIER = "gaia_grpc/node/applier.py"
 CORE = "gaia_grpc/raft/core.py"
+RECONFIGURER = "gaia_grpc/node/reconfiguration.py"
+FULL_DISK = "tests/node/test_full_disk.py::"
 LEASES = "tests/node/test_leases.py::"
 ENGINE = "tests/node/test_engine.py::"
 PEER_SNAPSHOTS = "tests/node/test_snapshots.py::"
@@ -99,6 +101,30 @@ MUTANTS = (
             PROCESSES + "test_b29_what_was_refused_is_never_seen",
             PROCESSES + "test_b19_a_change_whose_reply_was_lost_is_made_once_and_told_again",
         ),
+    ),
+    Mutant(
+        "B24",
+        "a snapshot that found no space is tried again at once",
+        SNAPSHOTS,
+        "            self._pause_ticks = _FULL_PAUSE_MS // self._tick_ms\n",
+        "            self._pause_ticks = 0\n",
+        (FULL_DISK + "test_b24_snapshot_on_a_full_disk_is_given_up_and_made_later",),
+    ),
+    Mutant(
+        "B24",
+        "what was made of a snapshot stays on the full disk",
+        SNAPSHOTS,
+        "                await self._disk.run(writer.abort)\n",
+        "                pass\n",
+        (FULL_DISK + "test_b24_snapshot_on_a_full_disk_is_given_up_and_made_later",),
+    ),
+    Mutant(
+        "B25",
+        "a learner is given a vote before it has caught up",
+        RECONFIGURER,
+        "            and progress.match_index >= target\n",
+        "",
+        (RECONFIGURATION + "test_b25_learner_that_answers_but_lags_is_given_no_vote",),
     ),
     Mutant(
         "B26",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from gaia_grpc.raft.types import NodeId, SnapshotMeta
 from gaia_grpc.storage.api import IncomingSnapshot
 from gaia_grpc.transport.api import Member
 from tests.support.local_cluster import (
+    FAST,
     LocalCluster,
     engine_of,
     enqueue,
@@ -31,6 +33,9 @@ from tests.support.local_cluster import (
 )
 
 SMALL = StorageConfig(snapshot_every_entries=30, snapshot_keep_entries=5)
+
+LOOK_TICKS = 10
+"""A leader looks for learners that are ready as often."""
 
 
 def voters(cluster: LocalCluster, name: str) -> list[str]:
@@ -212,6 +217,43 @@ async def test_joiner_that_is_killed_in_mid_install_goes_on_after_its_restart(
         await cluster.crash("n4")
         await writer.more(10)
         await cluster.start("n4", config=cluster.joining("n4"))
+        change = await adding
+        assert [member.node_id for member in change.members if member.voter][-1] == "n4"
+
+
+async def test_b25_learner_that_answers_but_lags_is_given_no_vote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its vote would cost the quorum a member that can acknowledge nothing (thesis 4.2.1)."""
+    cluster = LocalCluster(tmp_path)
+    cluster.storage = SMALL
+    async with running(cluster), writing(cluster) as writer:
+        await writer.more(60)
+        leader = await cluster.leader()
+        starting = await cluster.wait_to_join("n4")
+        store = cluster.directories["n4"].snapshots
+        begin = store.incoming
+        arrived, gate = threading.Event(), threading.Event()
+
+        def held(meta: SnapshotMeta, size_bytes: int, sha256: bytes) -> IncomingSnapshot:
+            arrived.set()
+            gate.wait(20)
+            return begin(meta, size_bytes, sha256)
+
+        monkeypatch.setattr(store, "incoming", held)
+        adding = asyncio.create_task(cluster.add("n4", via=leader, timeout_s=20))
+        await until(arrived.is_set, 10)
+        try:
+            engine = engine_of(cluster.drivers[leader])
+            until_ticks = engine.stats.ticks + 10 * LOOK_TICKS
+            await until(lambda: engine.stats.ticks >= until_ticks)
+            progress = engine.core.progress(NodeId("n4"))
+            assert progress is not None
+            assert progress.heard_ticks_ago * FAST.tick_ms < FAST.election_timeout_max_ms, "silent"
+            assert NodeId("n4") in engine.core.members.learners
+        finally:
+            gate.set()
+        await starting
         change = await adding
         assert [member.node_id for member in change.members if member.voter][-1] == "n4"
 
