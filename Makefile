@@ -20,6 +20,9 @@ BREAKING_IMAGE := protos/image.binpb
 CACHE := .cache/test
 SEEDS ?= 300
 MINUTES ?= 5
+# Tests of one file stay together: they share clusters. WORKERS=1 runs one after the other.
+WORKERS ?= 2
+PARALLEL = $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadfile)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The C core of grpc reports every connection that breaks; here they break on purpose.
@@ -88,7 +91,7 @@ format: setup ## rewrite code and protos in the one format
 
 suite: setup # the tests alone, with branch coverage of the peers' processes too
 	@mkdir -p $(CACHE) .cache/coverage && rm -f .cache/coverage/*
-	@set -o pipefail; $(PY) -m coverage run -m pytest $(ARGS) | tee $(CACHE)/pytest.log
+	@set -o pipefail; $(PY) -m coverage run -m pytest $(PARALLEL) $(ARGS) | tee $(CACHE)/pytest.log
 
 gates: # what coverage must reach: 90 % of everything, 95 % of the two pure cores
 	@$(PY) -m coverage combine --quiet
