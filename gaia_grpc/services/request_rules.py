@@ -68,7 +68,8 @@ def build_validator(limits: LimitsConfig) -> Validator:
     page = whole(0, limits.max_page_size)
     table: dict[type[Message], Rules] = {}
     table.update(_session_rules(page))
-    table.update(_task_rules(limits, page))
+    table.update(_task_rules(limits))
+    table.update(_task_read_rules(page))
     table.update(_metric_rules(limits, page))
     table.update(_alert_rules(page))
     table.update(_lock_rules(page))
@@ -115,7 +116,7 @@ def _session_rules(page: Rule) -> Mapping[type[Message], Rules]:
     }
 
 
-def _task_rules(limits: LimitsConfig, page: Rule) -> Mapping[type[Message], Rules]:
+def _task_rules(limits: LimitsConfig) -> Mapping[type[Message], Rules]:
     payload = size(limits.max_payload_size_bytes)
     new_task: Rules = {
         "task_type": required_id,
@@ -166,6 +167,11 @@ def _task_rules(limits: LimitsConfig, page: Rule) -> Mapping[type[Message], Rule
             "request_id": optional_id,
         },
         task_pb2.RequeueTaskRequest: {"task_id": required_id, "request_id": optional_id},
+    }
+
+
+def _task_read_rules(page: Rule) -> Mapping[type[Message], Rules]:
+    return {
         task_pb2.GetTaskRequest: {"task_id": required_id, "consistency": _CONSISTENCY},
         task_pb2.ListTasksRequest: {
             "page_size": page,
