@@ -70,6 +70,25 @@ class Worker:
     Handlers are found by task type, and only their types are claimed. `async` functions run on the
     loop, plain functions in a thread each. A handler returns the result or raises: `Retry`,
     `Fail` (no retry), `Release` (uncounted), anything else like `Retry`.
+
+    Args:
+        client: a connected client.
+        name: the session's name, unique among live sessions.
+        handler: for tasks whose type has no handler of its own (`@worker.task`); gets the
+            claimed task and returns its result. `current_job()` is the job there.
+        specialty: what the session is good at.
+        concurrency: most tasks at once; no task is claimed before a slot is free for it.
+        tier: role of the session.
+        provider: who runs it.
+        labels: free labels of the session.
+        task_types: the types that `handler` takes; empty is all.
+        include_unmatched: also tasks whose affinity does not fit at all.
+        claim_wait: seconds that one claim waits for a task in the cluster.
+        heartbeat_interval: seconds; by default what the cluster asks for.
+        grace: seconds that `stop` lets running handlers finish.
+        name_wait: seconds to wait for a name that is taken, as it is for a while after a
+            worker of that name was killed.
+        draw: random number in [0, 1); spreads workers that began together.
     """
 
     def __init__(
@@ -91,30 +110,7 @@ class Worker:
         name_wait: float = 0.0,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        """Makes no I/O.
-
-        Args:
-            client: a connected client.
-            name: the session's name, unique among live sessions.
-            handler: for tasks whose type has no handler of its own (`@worker.task`); gets the
-                claimed task and returns its result. `current_job()` is the job there.
-            specialty: what the session is good at.
-            concurrency: most tasks at once; no task is claimed before a slot is free for it.
-            tier: role of the session.
-            provider: who runs it.
-            labels: free labels of the session.
-            task_types: the types that `handler` takes; empty is all.
-            include_unmatched: also tasks whose affinity does not fit at all.
-            claim_wait: seconds that one claim waits for a task in the cluster.
-            heartbeat_interval: seconds; by default what the cluster asks for.
-            grace: seconds that `stop` lets running handlers finish.
-            name_wait: seconds to wait for a name that is taken, as it is for a while after a
-                worker of that name was killed.
-            draw: random number in [0, 1); spreads workers that began together.
-
-        Raises:
-            ConfigError: `concurrency` is less than 1.
-        """
+        """Makes no I/O; `ConfigError` where `concurrency` is less than 1."""
         if concurrency < 1:
             raise ConfigError(f"concurrency is {concurrency}; a worker needs at least 1")
         self._client = client
