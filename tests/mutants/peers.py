@@ -92,6 +92,16 @@ MUTANTS = (
         (PEER_SNAPSHOTS + "test_b18_crash_between_apply_and_snapshot_skips_and_repeats_nothing",),
     ),
     Mutant(
+        "B18",
+        "entries that a snapshot holds are applied behind it",
+        APPLIER,
+        "        while self._committed and self._committed[0].index <= meta.index:\n",
+        "        while False:\n",
+        (
+            "tests/node/test_applier.py::test_b18_entries_that_the_snapshot_holds_are_not_applied_again",
+        ),
+    ),
+    Mutant(
         "B19",
         "a definite refusal hides that an earlier attempt may have worked",
         ROUTING,
