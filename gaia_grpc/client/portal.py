@@ -69,13 +69,40 @@ class Portal:
         if refusal is not None:
             coroutine.close()
             raise refusal
-        waiting = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        # Not `run_coroutine_threadsafe`: Ctrl-C may come before it has returned what to cancel.
+        waiting: concurrent.futures.Future[R] = concurrent.futures.Future()
         try:
+            self.loop.call_soon_threadsafe(self._begin, coroutine, waiting)
             return waiting.result()
         except concurrent.futures.CancelledError:
             raise UnavailableError("the client was closed during the call") from None
         finally:
             waiting.cancel()
+
+    def _begin(
+        self, coroutine: Coroutine[Any, Any, R], waiting: concurrent.futures.Future[R]
+    ) -> None:
+        """On the loop: each of the two futures ends the other."""
+        task = self.loop.create_task(coroutine)
+
+        def tell(task: asyncio.Task[R]) -> None:
+            if task.cancelled():
+                waiting.cancel()
+                return
+            error = task.exception()  # looked at, also where nobody waits any more
+            if not waiting.set_running_or_notify_cancel():
+                return
+            if error is not None:
+                waiting.set_exception(error)
+            else:
+                waiting.set_result(task.result())
+
+        def give_up(waiting: concurrent.futures.Future[R]) -> None:
+            if waiting.cancelled() and not self.loop.is_closed():
+                self.loop.call_soon_threadsafe(task.cancel)
+
+        task.add_done_callback(tell)
+        waiting.add_done_callback(give_up)
 
     def call(self, function: Callable[[], R]) -> R:
         """Runs a plain function on the loop, for objects that belong to it."""

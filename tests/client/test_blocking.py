@@ -265,6 +265,34 @@ async def test_a_watch_of_tasks_has_a_timeout(peers: Peers) -> None:
     assert await asyncio.to_thread(script) == (["t1"], 7)
 
 
+def test_ctrl_c_that_comes_while_the_call_begins_ends_it_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    portal = Portal()
+    ended = threading.Event()
+    call_soon = portal.loop.call_soon_threadsafe
+
+    async def for_ever() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    def interrupted(*arguments: Any) -> object:
+        call_soon(*arguments)
+        monkeypatch.undo()
+        begun = threading.Event()
+        call_soon(lambda: call_soon(begun.set))
+        assert begun.wait(5)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(portal.loop, "call_soon_threadsafe", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        portal.run(for_ever())
+    assert ended.wait(5)
+    portal.stop()
+
+
 def test_a_call_under_a_running_loop_of_another_kind() -> None:
     """As in a notebook: the caller's loop runs, and stands still for the call."""
     peer: list[FakePeer] = []
