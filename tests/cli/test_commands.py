@@ -269,7 +269,7 @@ def test_settings_are_shown_and_changed(gaia: Gaia) -> None:
 
 
 def test_an_rpc_that_is_not_served_yet_says_so(gaia: Gaia) -> None:
-    code, out, err = gaia("call", "LockService/GetLock", '{"name": "x"}')
+    code, out, err = gaia("call", "ClassroomService/GetClassroom", '{"classroomId": "x"}')
     assert code == 1
     assert out == ""
     assert err.startswith("error: UNIMPLEMENTED: ")
