@@ -122,6 +122,7 @@ def check_counters(counters: list[dict[str, Any]]) -> None:
     assert TASKS - unsure <= completed <= TASKS, counters
 
 
+@pytest.mark.timeout(150)
 async def test_complaint_4_a_worker_that_was_paused_completes_nothing_that_passed_on(
     short_cluster: Cluster,
 ) -> None:
