@@ -26,6 +26,7 @@ from tests.support.local_cluster import (
     read_setting,
     result_of,
     running,
+    until,
 )
 
 
@@ -107,7 +108,7 @@ async def test_cut_off_leader_neither_acknowledges_nor_reads(cluster: LocalClust
         )
         == "3"
     )
-    assert not cluster.drivers[old].status().writable
+    await until(lambda: not cluster.drivers[old].status().writable)
 
 
 async def test_without_a_quorum_a_write_is_refused_in_time(cluster: LocalCluster) -> None:
