@@ -104,8 +104,11 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
         )
         command = command_pb2.Command(extend_claim=body)
         # Storing a checkpoint again could undo one that came between, so repetitions must be told
-        # apart, also those of forwarding: without a client's id ingress gives one.
-        outcome = await self._ingress.submit(context, command, request.request_id)
+        # apart, also those of forwarding: without a client's id ingress gives one. A renewal alone
+        # may come twice, and every claim sends many: nothing is kept for it.
+        renewal = not request.checkpoint
+        request_id = "" if renewal else request.request_id
+        outcome = await self._ingress.submit(context, command, request_id, idempotent=renewal)
         return task_pb2.ExtendClaimResponse(
             task=outcome.result.tasks.tasks[0], term=outcome.term, applied_index=outcome.index
         )

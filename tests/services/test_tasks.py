@@ -412,3 +412,18 @@ async def test_a_checkpoint_that_a_client_repeats_undoes_no_later_one(peer: Serv
         task_pb2.GetTaskRequest(task_id=task.task_id), timeout=TIMEOUT_S
     )
     assert stored.task.checkpoint == b"second"
+
+
+async def test_a_renewal_without_a_checkpoint_keeps_nothing(peer: ServedPeer) -> None:
+    """Every claim sends many of them, and the SDK names each call."""
+    session = await peer.register()
+    await enqueue(peer)
+    (task,) = (await claim(peer, session)).tasks
+    request = task_pb2.ExtendClaimRequest(
+        task_id=task.task_id,
+        claim_token=task.claim_token,
+        session_id=session.session_id,
+        request_id="renewal-1",
+    )
+    await peer.tasks.ExtendClaim(request, timeout=TIMEOUT_S)
+    assert peer.node.commands[-1].request_id == ""
