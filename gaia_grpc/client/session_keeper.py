@@ -144,6 +144,10 @@ class SessionKeeper:
         if answer.session.claimed_tasks < len(held):
             await asyncio.gather(*(attempt.claim.verify() for attempt in held))
 
+    def is_current(self, session: session_pb2.Session) -> bool:
+        """Whether `session` is the newest, and nothing has been heard of its end."""
+        return self.session is session and not self._registering.locked()
+
     async def register_again(self, lost: session_pb2.Session) -> None:
         """Gets a new incarnation after `lost` was refused, trying until it is granted."""
         async with self._registering:

@@ -370,7 +370,8 @@ class Worker:
             attempt.claim.stopping.set()
         # A grant that arrives after its session failed belongs to nobody by now.
         running = asyncio.create_task(
-            attempt.run(verify=granted_to is not self._keeper.session), name=f"task {task.task_id}"
+            attempt.run(verify=not self._keeper.is_current(granted_to)),
+            name=f"task {task.task_id}",
         )
         self._running[running] = attempt
         running.add_done_callback(self._ended)

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from gaia.session.v1 import session_pb2
 from gaia.task.v1 import task_pb2
 from google.protobuf.message import Message
 
@@ -202,12 +203,21 @@ async def test_a_heartbeat_that_counts_fewer_claims_makes_the_worker_ask(
     assert worker.counters.lost == 1
 
 
+@pytest.mark.parametrize("registered_late", [False, True])
 async def test_a_grant_from_before_the_session_failed_is_asked_about_first(
-    peers: Peers, connect: Connect
+    peers: Peers, connect: Connect, registered_late: bool
 ) -> None:
+    """Also while the worker knows that it has lost its session, and of no other yet."""
     queue = Queue(peers[0], "t1")
     plain = peers[0].answers["ClaimTasks"]
+    plain_register = peers[0].answers["RegisterSession"]
     runs: list[str] = []
+
+    async def register(request: session_pb2.RegisterSessionRequest, context: Context) -> Message:
+        answer = await plain_register(request, context)
+        if registered_late and queue.incarnation == 2:
+            await queue.until(lambda: bool(runs or peers[0].of("ExtendClaim")))
+        return answer
 
     async def claim(request: task_pb2.ClaimTasksRequest, context: Context) -> Message:
         answer = await plain(request, context)
@@ -219,6 +229,7 @@ async def test_a_grant_from_before_the_session_failed_is_asked_about_first(
         return answer
 
     peers[0].answers["ClaimTasks"] = claim
+    peers[0].answers["RegisterSession"] = register
     worker = Worker(await connect(peers[0]), name="w")
 
     @worker.task("grade")
