@@ -195,8 +195,8 @@ class PeerServer:
         self.ready.set()
 
     def _on_state_loaded(self) -> None:
-        if self._owns_process and self.ready.is_set():  # before, READY keeps everything
-            keep_what_is_loaded()
+        if self._owns_process:
+            gc.freeze()  # what the new state has replaced is taken apart, not collected
 
     def _close(self, directory: DataDirectory) -> None:
         # Where the disk hangs, a thread holds the database: closing it would hang as well.
@@ -207,8 +207,7 @@ class PeerServer:
 def keep_what_is_loaded() -> None:
     """What was loaded stays: later full collections over it would hold up the loop.
 
-    What it has replaced goes, in this one collection, which takes some tenths of a second where the
-    state is large.
+    What went meanwhile is collected once more, so it is for the time before there is a state.
     """
     gc.unfreeze()
     gc.collect()

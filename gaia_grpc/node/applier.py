@@ -114,13 +114,16 @@ class Applier:
         """A snapshot has come: what is committed from now on waits for `replace`."""
         self.restoring = True
 
-    def replace(self, machine: StateMachine, meta: SnapshotMeta) -> None:
-        """The state is that of the snapshot from now on; applying goes on behind it."""
+    def replace(self, machine: StateMachine, meta: SnapshotMeta) -> StateMachine:
+        """The state is that of the snapshot from now on; applying goes on behind it.
+
+        Returns the one that it replaces.
+        """
         invariant(
             machine.applied_index == meta.index,
             f"the snapshot holds the state after {machine.applied_index}, not {meta.index}",
         )
-        self.machine = machine
+        replaced, self.machine = self.machine, machine
         self.restored_index = meta.index
         self.applied_term, self.configuration = meta.term, meta.configuration
         while self._committed and self._committed[0].index <= meta.index:
@@ -136,6 +139,7 @@ class Applier:
         self.restoring = False
         self.topics.touch_all()
         self._wake(machine.applied_index)
+        return replaced
 
     async def wait_applied(self, index: int) -> None:
         """Returns when `index` is applied; raises `OutcomeUnknownError` where the peer stops."""

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import structlog
 
 from gaia_grpc.errors import GaiaError, InvariantError
 from gaia_grpc.node.api import SnapshotSummary
+from gaia_grpc.node.discarding import discard
 from gaia_grpc.node.disk_thread import DiskThread
 from gaia_grpc.node.engine import Engine
 from gaia_grpc.raft.types import SnapshotMeta
@@ -26,8 +28,33 @@ from gaia_grpc.storage.api import SnapshotReader, SnapshotStore
 _SLICE_NS = 2_000_000
 _READ_BYTES = 256 << 10
 _PIECE_BYTES = 4 << 10
+_PAUSE_S = 0.001
 
 log = structlog.get_logger("gaia.node")
+
+
+_pauses = 0
+_was_enabled = False
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """No garbage is collected in this process meanwhile.
+
+    All that is made of a snapshot stays: to look through it again and again would hold the loop up
+    and cost a third more. Who owns the process freezes it before this ends.
+    """
+    global _pauses, _was_enabled
+    if _pauses == 0:
+        _was_enabled = gc.isenabled()
+        gc.disable()
+    _pauses += 1
+    try:
+        yield
+    finally:
+        _pauses -= 1
+        if _pauses == 0 and _was_enabled:
+            gc.enable()
 
 
 class Restorer:
@@ -60,6 +87,11 @@ class Restorer:
         """Gives up."""
         if self._task is not None:
             self._task.cancel()
+            await self.ended()
+
+    async def ended(self) -> None:
+        """Returns once nothing is being restored, or let go of."""
+        if self._task is not None:
             await asyncio.wait((self._task,))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -71,6 +103,15 @@ class Restorer:
             self._engine.fail(InvariantError(f"restoring a snapshot failed: {error!r}"))
 
     async def _restore(self, meta: SnapshotMeta) -> None:
+        with collector_paused():
+            replaced = await self._replace(meta)
+        if replaced is not None:
+            for _ in discard(replaced):
+                await asyncio.sleep(_PAUSE_S)
+            await self._disk.run(partial(self._store.drop_older, meta))
+
+    async def _replace(self, meta: SnapshotMeta) -> StateMachine | None:
+        """Puts the state of the snapshot in place and returns the old one; None if it may not."""
         started_s = time.monotonic()
         reader = await self._disk.run(partial(self._store.open, meta))
         try:
@@ -83,8 +124,8 @@ class Restorer:
             # A newer one is being written, and what is committed behind that one waits already: it
             # would be applied to this state. `start` comes once the newer one is durable.
             log.info("restore_superseded", index=meta.index)
-            return
-        self._engine.applier.replace(machine, meta)
+            return None
+        replaced = self._engine.applier.replace(machine, meta)
         self._engine.wake()
         state_hash = machine.state_hash(meta.index)
         log.info(
@@ -102,7 +143,7 @@ class Restorer:
                 b"" if state_hash is None else state_hash[1],
             )
         )
-        await self._disk.run(partial(self._store.drop_older, meta))
+        return replaced
 
     async def _read(self, reader: SnapshotReader) -> StateMachine:
         decoder = SnapshotDecoder()
@@ -127,14 +168,7 @@ class Restorer:
                 decoder.feed(data[start : start + _PIECE_BYTES])
                 start += _PIECE_BYTES
 
-        # All that is made here stays: to look through it again and again costs a third more.
-        enabled = gc.isenabled()
-        gc.disable()
-        try:
-            self._timed(feed)
-        finally:
-            if enabled:
-                gc.enable()
+        self._timed(feed)
         return start
 
     def _timed(self, work: Callable[[], None]) -> None:

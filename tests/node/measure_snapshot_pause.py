@@ -1,9 +1,9 @@
 """Measures how long the loop stands still by hand: `python -m tests.node.measure_snapshot_pause`.
 
 One peer with 100,000 tasks in state takes a snapshot while one writer goes on; then it restarts
-from it; then a second peer joins and installs it. No test. A sample is taken at each turn of the
-loop, in wall time and in CPU time of the loop's thread: on a busy machine only the latter says
-what the code does.
+from it; then others join and install it; then one of them lags and installs another one over its
+state. No test. A sample is taken at each turn of the loop, in wall time and in CPU time of the
+loop's thread: on a busy machine only the latter says what the code does.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ import structlog
 from gaia.command.v1 import command_pb2
 
 from gaia_grpc.config import StorageConfig
+from gaia_grpc.raft.node import RaftNode
+from gaia_grpc.raft.types import NodeId
 from gaia_grpc.server import keep_what_is_loaded
-from tests.support.local_cluster import LocalCluster, running, until
+from tests.support.local_cluster import FAST, LocalCluster, engine_of, running, until
 
 PER_COMMAND = 1_000
 
@@ -72,9 +74,43 @@ async def measured(what: str, work: Callable[[], Awaitable[object]]) -> None:
     )
 
 
+async def install_at(name: str, cluster: LocalCluster, starting: asyncio.Task[None]) -> None:
+    await cluster.add(name, via="n1", timeout_s=120)
+    await starting
+
+
+def is_heard(core: RaftNode, name: NodeId) -> bool:
+    known = core.progress(name)
+    return known is not None and known.heard_ticks_ago * FAST.tick_ms <= (
+        FAST.election_timeout_max_ms
+    )
+
+
+async def lag_and_install(cluster: LocalCluster) -> None:
+    """A further peer has the state, falls behind, and gets another one in its place."""
+    starting = await cluster.wait_to_join("n3")
+    await install_at("n3", cluster, starting)
+    lagging = cluster.drivers["n3"]
+    await until(lambda: lagging.status().restored_index > 0, 60)
+    await cluster.agree()
+    cluster.isolate("n3")
+    await cluster.drivers["n1"].propose(enqueue(PER_COMMAND, "more"), timeout_s=20)
+    leading, n3 = engine_of(cluster.drivers["n1"]).core, engine_of(lagging).core.node_id
+    await until(lambda: not is_heard(leading, n3), 60)
+    seen = (await cluster.drivers["n1"].take_snapshot(timeout_s=120)).index
+
+    async def install_over() -> None:
+        cluster.network.heal()
+        await until(lambda: lagging.status().restored_index >= seen, 60)
+        await lagging.inbound.running().restorer.ended()
+
+    await measured("a third lags and installs another one", install_over)
+
+
 async def main(tasks: int, root: Path) -> None:
     cluster = LocalCluster(root, ("n1",))
     cluster.storage = StorageConfig(snapshot_keep_entries=0)
+    cluster.on_state_loaded = gc.freeze
     async with running(cluster):
         await cluster.leader()
         for number in range(tasks // PER_COMMAND):
@@ -111,11 +147,8 @@ async def main(tasks: int, root: Path) -> None:
         await cluster.drivers["n1"].take_snapshot(timeout_s=120)
         starting = await cluster.wait_to_join("n2")
 
-        async def install() -> None:
-            await cluster.add("n2", via="n1", timeout_s=120)
-            await starting
-
-        await measured("a second peer joins", install)
+        await measured("a second peer joins", lambda: install_at("n2", cluster, starting))
+        await lag_and_install(cluster)
         for name, driver in sorted(cluster.drivers.items()):
             slice_ms = driver.inbound.running().restorer.longest_slice_ns / 1e6
             sys.stdout.write(f"  {name}: longest slice of restoring {slice_ms:.1f} ms\n")

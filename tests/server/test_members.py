@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 from gaia.cluster.v1 import cluster_pb2
+from gaia.task.v1 import task_pb2
 
 from gaia_grpc.config import PeerConfig, StorageConfig
 from gaia_grpc.errors import StartupError
@@ -132,6 +133,27 @@ async def test_lagging_peer_gets_a_snapshot_over_its_port(tmp_path: Path) -> Non
             assert (await back.status()).first_log_index > 50
         finally:
             await back.end()
+
+
+async def test_removed_peer_that_does_not_know_it_reaches_the_leader_no_more(
+    tmp_path: Path,
+) -> None:
+    """Its stream to the leader was open when it was removed, and carried calls on."""
+    async with running(*configs_of(tmp_path, 3)) as peers:
+        removed = await follower_of(peers)
+        await removed.enqueue("before")
+        via = next(peer for peer in peers if peer is not removed)
+        await remove(via, removed.server.config.node_id)
+        request = task_pb2.EnqueueTaskRequest(task_type="t", idempotency_key="after")
+
+        async def call_on() -> None:
+            async with asyncio.timeout(TIMEOUT_S):
+                while True:  # the leader ends the stream at its next tick
+                    await removed.tasks.EnqueueTask(request, timeout=1)
+
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call_on()
+        await via.enqueue("others go on")
 
 
 async def test_wiped_peer_is_refused_with_bootstrap(tmp_path: Path) -> None:

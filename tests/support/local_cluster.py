@@ -53,6 +53,7 @@ class LocalCluster:
         self.storage = StorageConfig()
         self.settings: tuple[tuple[str, str], ...] = ()
         self.clocks: dict[str, Clock] = {}
+        self.on_state_loaded: Callable[[], None] = lambda: None
         self.wrap_directory: Callable[[DataDirectory], DataDirectory] = lambda directory: directory
 
     def config(self, name: str, *, bootstrap: bool = True) -> PeerConfig:
@@ -83,6 +84,7 @@ class LocalCluster:
             self.hub.transport(NodeId(name), (config or self.config(name)).peer_listen),
             clock=self.clocks.get(name),
             draw_timeout=Random(f"{name}").randint,
+            on_state_loaded=self.on_state_loaded,
         )
         self.drivers[name] = driver
         await driver.start()
