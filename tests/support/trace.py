@@ -4,9 +4,9 @@ Inputs: `tick n1 [count=]`, `campaign n1`, `propose n1 x y`, `read n1 7`, `trans
 `lost n2 peer=n1`, `unreachable n1 peer=n2`, `step-down n1`, `configure n1 n1,n2,n3+n4` (learners
 after the plus), `compact n1 [keep=]`, `join n4` (an empty peer), `sent n1 peer=n2 [failed]` (how a
 transfer of a snapshot ended). The disk: `persist n1 [count=]`, `crash n1 [survive=1]`, `restart
-n1`. The network: `deliver [from=] [to=] [kind=] [drop|twice|last]`, `isolate n1`, `cut n1 n2`, `heal`,
-`wire`. All at once: `stabilize` (no time passes, and transfers are reported). To look: `status`,
-`log n1`, `progress n1`.
+n1`. The network: `deliver [from=] [to=] [kind=] [drop|twice|last]`, `isolate n1`, `cut n1 n2`,
+`heal`, `wire`. All at once: `stabilize` (no time passes, and transfers are reported). To look:
+`status`, `log n1`, `progress n1`.
 `cluster peers=3 [n1=1,1,2 ...] [term=3] [commit=2] [max_entries=]` begins; each list holds the
 terms of the entries that a peer has stored.
 
