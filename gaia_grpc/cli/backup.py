@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 
 from gaia_grpc.cli.options import DEFAULT_CLUSTER, ClusterOption, JsonOption, parse_cluster
 from gaia_grpc.cli.output import print_plain_json
-from gaia_grpc.errors import ConfigError, UnavailableError
+from gaia_grpc.errors import ConfigError, StorageDamagedError, UnavailableError
 
 if TYPE_CHECKING:
     from gaia_grpc.recovery import Recovered
@@ -66,12 +67,15 @@ def restore(
     from gaia_grpc.recovery import restore_directory, verify_backup
 
     if check == (data_dir is not None):
-        raise ConfigError("either --data-dir DIR or --check is needed")
+        raise ConfigError("one of --data-dir DIR and --check is needed, and not both")
     if data_dir is None:
-        _tell("verified", verify_backup(file.absolute()), file, json_output)
+        with _told_about_a_file():
+            found = verify_backup(file.absolute())
+        _tell("verified", found, file, json_output)
         return
     split_address(peer_listen)
-    found = restore_directory(file.absolute(), data_dir, node_id, peer_listen)
+    with _told_about_a_file():
+        found = restore_directory(file.absolute(), data_dir, node_id, peer_listen)
     _tell("restored", found, file, json_output)
     if not json_output:
         print(
@@ -80,6 +84,19 @@ def restore(
             "then other peers with --join and an empty --data-dir, each added by "
             "`gaia peers add ID=HOST:PORT`"
         )
+
+
+@contextmanager
+def _told_about_a_file() -> Iterator[None]:
+    """Damage in a backup has another remedy than damage in the directory of a peer."""
+    try:
+        yield
+    except StorageDamagedError as error:
+        what = str(error).partition("; ")[0]
+        raise StorageDamagedError(
+            f"{what}; this backup can't be trusted and nothing was restored: take another copy of "
+            "it, or an earlier one"
+        ) from error
 
 
 def _download(addresses: list[str], file: Path) -> Recovered:

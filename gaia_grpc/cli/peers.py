@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gaia_grpc.cli.options import DEFAULT_CLUSTER, ClusterOption, JsonOption, parse_pairs
+from gaia_grpc.cli.options import DEFAULT_CLUSTER, ClusterOption, JsonOption
 from gaia_grpc.cli.output import ListByDefault, print_json, print_table
 from gaia_grpc.errors import ConfigError, NotFoundError
 
@@ -41,7 +41,9 @@ def add_peer(
 
     from gaia_grpc.cli.ask import ask
 
-    [(node_id, address)] = parse_pairs("add", [peer])
+    node_id, _, address = peer.partition("=")
+    if not node_id or not address:
+        raise ConfigError(f"{peer!r} is not ID=HOST:PORT")
     request = cluster_pb2.AddPeerRequest(node_id=node_id, peer_address=address)
     answer = ask(cluster, lambda each: each.cluster.AddPeer, request, CHANGE_TIMEOUT_S)
     if json_output:
@@ -73,8 +75,8 @@ def remove_peer(
     left = voters - members[node_id].voter
     if left < 3 and not yes:
         raise ConfigError(
-            f"{left} peers with a vote would be left, which survive no failure; add the new peer "
-            "first, or say --yes"
+            f"{left} peers with a vote would be left, which survive no failure; add another peer "
+            f"first, or say --yes, which is right where {node_id} is lost already"
         )
     request = cluster_pb2.RemovePeerRequest(node_id=node_id)
     answer = ask(cluster, lambda each: each.cluster.RemovePeer, request, CHANGE_TIMEOUT_S)
@@ -86,7 +88,7 @@ def remove_peer(
 
 
 def _leader_status(cluster: str) -> cluster_messages.GetStatusResponse:
-    """What the leader says; of a cluster without one, what the first peer says that answers."""
+    """What the leader says; without one, a peer that knows members (one that waits has none)."""
     from gaia_grpc.cli.options import parse_cluster
     from gaia_grpc.cli.rpc import peer_statuses, require_peer
 
@@ -103,7 +105,7 @@ def _leader_status(cluster: str) -> cluster_messages.GetStatusResponse:
         found += [answer for answer in more.values() if answer is not None]
     return next(
         (answer for answer in found if answer.leader_id == answer.node_id and answer.writable),
-        found[0],
+        max(found, key=lambda answer: len(answer.peers)),
     )
 
 

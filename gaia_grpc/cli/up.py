@@ -103,7 +103,7 @@ def _watch(cluster: LocalCluster, stopping: threading.Event, restart: bool) -> i
         if living < cluster.majority and not told:
             print(
                 f"{living} of {len(cluster.peers)} peers left, {cluster.majority} are needed: "
-                "reads and writes have stopped; nothing is lost",
+                "reads and writes have stopped, unless peers run elsewhere too; nothing is lost",
                 flush=True,
             )
         told = living < cluster.majority
