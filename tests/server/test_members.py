@@ -14,10 +14,11 @@ from pathlib import Path
 import grpc
 import pytest
 from gaia.cluster.v1 import cluster_pb2
-from gaia.task.v1 import task_pb2
 
 from gaia_grpc.config import PeerConfig, StorageConfig
-from gaia_grpc.errors import StartupError
+from gaia_grpc.errors import StartupError, UnavailableError
+from gaia_grpc.raft.types import NodeId
+from gaia_grpc.transport.api import ForwardedCall
 from tests.server.test_process import process, serve_arguments
 from tests.server.test_server import TIMEOUT_S, Running, free_port, make_configs, running
 from tests.support.served_peer import eventually
@@ -142,17 +143,22 @@ async def test_removed_peer_that_does_not_know_it_reaches_the_leader_no_more(
     async with running(*configs_of(tmp_path, 3)) as peers:
         removed = await follower_of(peers)
         await removed.enqueue("before")
+        driver = removed.server._driver
+        assert driver is not None
+        leader = NodeId(driver.status().leader_id)
         via = next(peer for peer in peers if peer is not removed)
         await remove(via, removed.server.config.node_id)
-        request = task_pb2.EnqueueTaskRequest(task_type="t", idempotency_key="after")
+        call = ForwardedCall(None, 1000)
 
         async def call_on() -> None:
             async with asyncio.timeout(TIMEOUT_S):
                 while True:  # the leader ends the stream at its next tick
-                    await removed.tasks.EnqueueTask(request, timeout=1)
+                    await driver._transport.forward(leader, call, 1.0)
 
-        with pytest.raises(grpc.aio.AioRpcError):
+        with pytest.raises(UnavailableError):
             await call_on()
+        with pytest.raises(UnavailableError, match="is no member"):
+            await driver._transport.forward(leader, call, 1.0)
         await via.enqueue("others go on")
 
 
