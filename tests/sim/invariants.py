@@ -65,8 +65,13 @@ class Books(SafetyChecker):
             self._check_vote(envelope)
 
     def _may_campaign(self, name: NodeId) -> bool:
-        """A voter, or one whose removal is not known to be committed (thesis 4.2.2)."""
+        """A voter, or one whose removal is not known to be committed (thesis 4.2.2).
+
+        A request that waited for its write may leave when the campaign is over already.
+        """
         node, own = self.peers[name].node, self.identities[name]
+        if node.role not in (RoleName.CANDIDATE, RoleName.PRE_CANDIDATE):
+            return True
         if own in membership(node.configuration).voters:
             return True
         index = node.configuration_index

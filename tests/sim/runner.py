@@ -40,7 +40,7 @@ SOMETIMES = (
     "crashes_while_receiving", "cut_bridge", "cut_deaf", "cut_freeze", "cut_halves",
     "cut_pair", "damaged_entries", "damaged_snapshots", "disk_stalls", "formatted", "handovers",
     "late_snapshots", "members_demoted", "members_removed_while_cut", "members_removed_while_down",
-    "network_duplicated", "network_lost", "overtaken_request", "own_snapshot_overtaken",
+    "network_duplicated", "network_lost", "own_snapshot_overtaken",
     "replies_lost", "requests_given_up", "session_evicted", "session_expired",
     "session_opened_again", "snapshots_without_space", "suffix_overwritten_under_way",
     "term_grew_during_a_write", "transfers_needless", "transfers_resumed",
