@@ -153,8 +153,9 @@ def plan_cluster(
     found = len([path for path in data_dir.glob("n*") if path.is_dir()])
     if found and found % 2 == 0:
         raise ConfigError(
-            f"{data_dir} holds {found} peers, which is no whole cluster: remove it, "
-            "or choose another --data-dir"
+            f"{data_dir} holds {found} peers, which is no whole cluster: choose another "
+            "--data-dir; where a peer's directory was lost, start the others with `gaia serve` and "
+            "replace it (`gaia peers remove`, `add`)"
         )
     if found not in (0, peer_count):
         raise ConfigError(

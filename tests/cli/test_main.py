@@ -192,7 +192,7 @@ def test_what_a_failed_founding_left_behind_is_told(
         (tmp_path / f"n{number}").mkdir()
     code, _, err = run(capsys, "up", "--data-dir", str(tmp_path))
     assert code == 2
-    assert "holds 2 peers, which is no whole cluster: remove it" in err
+    assert "holds 2 peers, which is no whole cluster: choose another" in err
 
 
 def test_the_output_may_be_cut_off_by_its_reader() -> None:
