@@ -1,10 +1,11 @@
-"""Noticing that a peer says nothing any more although its connection stands.
+"""Noticing that a peer will not answer although its connection stands.
 
 A killed process closes its connections; one that is stopped, or cut off, keeps them, and a call to
-it would wait for its whole deadline. So a call without an answer asks around: where the peer does
-not even answer GetStatus, which never waits, while another peer does and takes writes, the attempt
-is given up and repeated there. That is safe like every repetition (see `retry`), also where the
-peer was merely slow.
+it would wait for its whole deadline. So would a call to a peer that has no leader: cut off from the
+others, or removed from the cluster while its process runs on. So a call without an answer asks
+around: where another peer takes writes and this one does not, or does not even answer GetStatus,
+which never waits, the attempt is given up and repeated there. That is safe like every repetition
+(see `retry`), also where the peer was merely slow.
 """
 
 from __future__ import annotations
@@ -68,10 +69,12 @@ class SilenceWatch:
         self._attempt.cancel()
 
     async def _is_silent(self) -> bool:
-        """Whether the peer does not answer while another one, which takes writes, does."""
+        """Whether another peer takes writes, and this one does not or says nothing."""
         others = self._peers.after(self._peer.address)
         own, *answers = await asyncio.gather(_status(self._peer), *map(_status, others))
-        return own is None and any(answer is not None and answer.writable for answer in answers)
+        if own is not None and own.writable:
+            return False
+        return any(answer is not None and answer.writable for answer in answers)
 
 
 async def _status(peer: Peer) -> cluster_pb2.GetStatusResponse | None:

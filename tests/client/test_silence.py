@@ -49,10 +49,23 @@ async def test_a_peer_that_is_merely_slow_keeps_the_call(peers: Peers, connect: 
         return slow.status
 
     slow.answers = {"EnqueueTask": takes_its_time, "GetStatus": is_asked}
-    other.status.writable = True
+    slow.status.writable = other.status.writable = True
     answer = await asyncio.wait_for(client.tasks.enqueue("grade", timeout=60.0), 5.0)
     assert answer.applied_index == 8
     assert not other.of("EnqueueTask")
+
+
+async def test_a_peer_without_a_leader_is_left_for_one_that_has_one(
+    peers: Peers, connect: Connect
+) -> None:
+    """A member that was removed while its process runs on waits for a leader in vain."""
+    removed, other = peers
+    client = await connect(removed, other, attempt_timeout=60.0)
+    removed.answers = {"EnqueueTask": never}
+    other.answers = {"EnqueueTask": accept}
+    other.status.writable = True
+    answer = await asyncio.wait_for(client.tasks.enqueue("grade", timeout=60.0), 5.0)
+    assert answer.applied_index == 7
 
 
 async def test_where_nobody_takes_writes_the_call_stays_where_it_is(
