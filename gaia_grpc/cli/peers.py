@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gaia_grpc.cli.options import DEFAULT_CLUSTER, ClusterOption, JsonOption
 from gaia_grpc.cli.output import ListByDefault, print_json, print_table
-from gaia_grpc.errors import ConfigError, NotFoundError
+from gaia_grpc.errors import ConfigError, NotFoundError, UnavailableError
 
 if TYPE_CHECKING:
     from gaia.cluster.v1 import cluster_pb2 as cluster_messages
 
 CHANGE_TIMEOUT_S = 60.0
+NO_LEADER = "no leader with a majority of the peers"
 
 app = typer.Typer(help="The members.", cls=ListByDefault, rich_markup_mode=None)
 
@@ -25,8 +25,10 @@ def list_peers(cluster: ClusterOption = DEFAULT_CLUSTER, json_output: JsonOption
     status = _leader_status(cluster)
     if json_output:
         print_json(status)
-        return
-    _print_members(status.peers, status.leader_id)
+    else:
+        _print_members(status)
+    if not _leads(status):
+        raise UnavailableError(f"{NO_LEADER}; this is what {status.node_id or 'a peer'} knows")
 
 
 @app.command("add")
@@ -44,13 +46,14 @@ def add_peer(
     node_id, _, address = peer.partition("=")
     if not node_id or not address:
         raise ConfigError(f"{peer!r} is not ID=HOST:PORT")
+    _require_leader(_leader_status(cluster))
     request = cluster_pb2.AddPeerRequest(node_id=node_id, peer_address=address)
     answer = ask(cluster, lambda each: each.cluster.AddPeer, request, CHANGE_TIMEOUT_S)
     if json_output:
         print_json(answer)
         return
     print(f"{node_id} is a member with a vote")
-    _print_members(answer.peers, "")
+    _print_members(_leader_status(cluster))
 
 
 @app.command("remove")
@@ -68,6 +71,7 @@ def remove_peer(
     from gaia_grpc.cli.ask import ask
 
     status = _leader_status(cluster)
+    _require_leader(status)
     members = {member.node_id: member for member in status.peers}
     if node_id not in members:
         raise NotFoundError(f"no peer {node_id}; the members are {', '.join(members)}")
@@ -84,7 +88,7 @@ def remove_peer(
         print_json(answer)
         return
     print(f"{node_id} is no member any more")
-    _print_members(answer.peers, "")
+    _print_members(_leader_status(cluster))
 
 
 def _leader_status(cluster: str) -> cluster_messages.GetStatusResponse:
@@ -103,18 +107,25 @@ def _leader_status(cluster: str) -> cluster_messages.GetStatusResponse:
         # The cluster has grown since somebody wrote the list of its addresses.
         more = peer_statuses(sorted(leaders), 2.0)
         found += [answer for answer in more.values() if answer is not None]
-    return next(
-        (answer for answer in found if answer.leader_id == answer.node_id and answer.writable),
-        max(found, key=lambda answer: len(answer.peers)),
-    )
+    return next(filter(_leads, found), max(found, key=lambda answer: len(answer.peers)))
 
 
-def _print_members(members: Iterable[cluster_messages.PeerStatus], leader_id: str) -> None:
+def _leads(status: cluster_messages.GetStatusResponse) -> bool:
+    return bool(status.leader_id) and status.leader_id == status.node_id and status.writable
+
+
+def _require_leader(status: cluster_messages.GetStatusResponse) -> None:
+    """Members are changed by a leader alone: without one nobody waits for it in silence."""
+    if not _leads(status):
+        raise UnavailableError(f"{NO_LEADER}; nothing was changed; `gaia status` shows the peers")
+
+
+def _print_members(status: cluster_messages.GetStatusResponse) -> None:
     print_table(
         ("PEER", "VOTE", "PEERS", "CLIENTS", "REACHABLE", "MATCH", "LEVEL", "VERSION", "DATA"),
         (
             (
-                member.node_id + (" (leader)" if member.node_id == leader_id else ""),
+                member.node_id + (" (leader)" if member.node_id == status.leader_id else ""),
                 "yes" if member.voter else "learner",
                 member.peer_address,
                 member.client_address or "-",
@@ -124,7 +135,7 @@ def _print_members(members: Iterable[cluster_messages.PeerStatus], leader_id: st
                 member.software_version or "-",
                 member.peer_uuid,
             )
-            for member in members
+            for member in status.peers
         ),
         "no members",
     )

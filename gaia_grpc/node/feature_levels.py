@@ -67,7 +67,8 @@ class FeatureLevels:
             self._engine.fail(
                 StartupError(
                     f"the cluster has feature level {level}, this peer understands "
-                    f"{self._membership.feature_level}: start a newer version here"
+                    f"{self._membership.feature_level}: start a newer version here, or take away "
+                    "consensus.max_feature_level (GAIA_CONSENSUS_MAX_FEATURE_LEVEL)"
                 )
             )
 
