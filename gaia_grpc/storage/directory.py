@@ -265,8 +265,8 @@ def _refuse_other_files(path: Path) -> None:
         raise StartupError(f"{path}: can't be read: {error.strerror}") from error
     if found:
         raise StartupError(
-            f"{path}: holds {found[0]} already, nothing is restored here: choose another directory; "
-            "what is in this one was not changed"
+            f"{path}: holds {found[0]} already, nothing is restored here: choose another "
+            "directory; what is in this one was not changed"
         )
 
 

@@ -47,8 +47,8 @@ def test_a_vote_that_is_given_restarts_the_timer() -> None:
         core.tick()
     request = VoteRequest(Index(2), Term(1))
     core.step(Envelope(NodeId("n2"), NodeId("n1"), Term(2), request))
-    for _ in range(timeout_ticks - 1):
+    roles: list[RoleName] = []
+    for _ in range(timeout_ticks):
         core.tick()
-    assert core.role is RoleName.FOLLOWER
-    core.tick()
-    assert core.role is RoleName.PRE_CANDIDATE
+        roles.append(core.role)
+    assert roles == [RoleName.FOLLOWER] * (timeout_ticks - 1) + [RoleName.PRE_CANDIDATE]
