@@ -11,6 +11,8 @@ from gaia_grpc.testing import Cluster
 HELD_BACK = {"GAIA_CONSENSUS_MAX_FEATURE_LEVEL": "1"}
 """As an older version announces itself."""
 WRITERS = 6
+PACE_S = 0.02
+"""The log is compared entry by entry in the end: as many as it takes, and not as many as go."""
 
 
 class Load:
@@ -32,6 +34,7 @@ class Load:
                 "load", idempotency_key=f"{writer}-{number}", timeout=30
             )
             self.enqueued.append(answer.task.task_id)
+            await asyncio.sleep(PACE_S)
 
     async def _work(self) -> None:
         session = await self.client.sessions.register(
