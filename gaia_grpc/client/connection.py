@@ -168,9 +168,26 @@ class Connection:
             UnavailableError, OverloadedError: not applied.
             OutcomeUnknownError: may be applied; repeat it with the same request_id.
         """
-        loop = asyncio.get_running_loop()
         total = min(self.timeout if timeout is None else timeout, MAX_TIMEOUT_S)
         each = self.attempt_timeout if attempt_timeout is None else attempt_timeout
+        given_up: list[grpc.aio.Call] = []
+        try:
+            return await self._perform(method, request, total, each, before_attempt, given_up)
+        finally:
+            for attempt in given_up:
+                attempt.cancel()
+
+    async def _perform(
+        self,
+        method: UnaryMethod[Request, Response],
+        request: Request,
+        total: float,
+        each: float,
+        before_attempt: Callable[[Request], None] | None,
+        given_up: list[grpc.aio.Call],
+    ) -> Response:
+        """One attempt after the other; those to silent peers are added to `given_up`."""
+        loop = asyncio.get_running_loop()
         deadline = loop.time() + total
         request_id = assign_request_id(request)
         attempts = Attempts(self.draw)
@@ -184,7 +201,7 @@ class Connection:
             cause: Exception
             try:
                 rpc = method(peer)(request, timeout=min(each, left), metadata=self.metadata)
-                response = await self._answer(peer, rpc)
+                response = await self._answer(peer, rpc, given_up)
                 self._follow(leader_hint(await rpc.trailing_metadata()))
                 return response
             except grpc.aio.AioRpcError as error:
@@ -203,16 +220,20 @@ class Connection:
             await asyncio.sleep(pause)
 
     async def _answer(
-        self, peer: Peer, rpc: grpc.aio.UnaryUnaryCall[Request, Response]
+        self,
+        peer: Peer,
+        rpc: grpc.aio.UnaryUnaryCall[Request, Response],
+        given_up: list[grpc.aio.Call],
     ) -> Response:
         """The peer's answer; `OutcomeUnknownError` where it has fallen silent."""
-        async with SilenceWatch(self.peers, peer, rpc) as watch:
-            try:
-                return await rpc
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if not watch.gave_up or (task is not None and task.cancelling()):
-                    raise
+        try:
+            async with SilenceWatch(self.peers, peer, rpc) as watch:
+                if await watch.answered():
+                    return await rpc
+        except asyncio.CancelledError:
+            rpc.cancel()
+            raise
+        given_up.append(rpc)
         raise OutcomeUnknownError(f"{peer.address} does not answer any more")
 
     def _turn(self, peer: Peer, step: Next, attempts: Attempts, hint: str) -> float:

@@ -61,6 +61,7 @@ class HeldClaim:
         self._on_extended = on_extended
         self._on_error = on_error
         self._progress = 0.0
+        self._told_progress = 0.0
         self._to_tell = asyncio.Event()
         self._extending = asyncio.Lock()
         self.claim_s = claim_seconds(task)
@@ -106,9 +107,10 @@ class HeldClaim:
         async with self._extending:
             self.raise_if_lost()
             self._to_tell.clear()
+            progress = self._told_progress = self._progress
             try:
                 await self._client.tasks.extend(
-                    self.task, progress=self._progress, checkpoint=checkpoint, timeout=timeout
+                    self.task, progress=progress, checkpoint=checkpoint, timeout=timeout
                 )
             except (FailedPreconditionError, NotFoundError) as error:
                 self.lose(error.message)
@@ -133,7 +135,7 @@ class HeldClaim:
         while True:
             try:
                 async with asyncio.timeout(pause_s):
-                    await self._to_tell.wait()
+                    await self._news()
             except TimeoutError:
                 pass
             try:
@@ -146,6 +148,14 @@ class HeldClaim:
                 self._on_error(error)
                 pause_s = self._third() / 3
             await asyncio.sleep(min(PROGRESS_EVERY_S, self.claim_s / 10))
+
+    async def _news(self) -> None:
+        """Waits for progress that no renewal has told yet: one with a checkpoint may have."""
+        while True:
+            await self._to_tell.wait()
+            if self._progress != self._told_progress:
+                return
+            self._to_tell.clear()
 
     def _third(self) -> float:
         return self.claim_s / 3 * (0.8 + 0.2 * self._draw())

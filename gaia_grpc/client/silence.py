@@ -27,18 +27,31 @@ LONGEST_PAUSE_S = 4.0
 
 
 class SilenceWatch:
-    """Watches one attempt, from `async with` to its end; costs a timer as long as answers come."""
+    """Watches one attempt, from `async with` to its end; costs a timer as long as answers come.
 
-    __slots__ = ("_attempt", "_handle", "_peer", "_peers", "_task", "gave_up")
+    An attempt that is given up goes on, and is cancelled when the whole call ends. Cancelled at
+    once, it could cost a caller that waits (for a lock, for a task) its place: its peer, should it
+    wake up, would end the wait in the log before the repeated call has come to stand in it.
+    """
+
+    __slots__ = ("_done", "_handle", "_peer", "_peers", "_task")
 
     def __init__(self, peers: PeerSet, peer: Peer, attempt: grpc.aio.Call) -> None:
-        self.gave_up = False
-        """The attempt was cancelled because its peer is silent."""
+        loop = asyncio.get_running_loop()
         self._peers = peers
         self._peer = peer
-        self._attempt = attempt
+        self._done: asyncio.Future[bool] = loop.create_future()
+        attempt.add_done_callback(lambda _: self._end(answered=True))
         self._task: asyncio.Task[None] | None = None
         self._handle: asyncio.TimerHandle | None = None
+
+    async def answered(self) -> bool:
+        """True once the attempt has ended, False where it is given up."""
+        return await self._done
+
+    def _end(self, *, answered: bool) -> None:
+        if not self._done.done():
+            self._done.set_result(answered)
 
     async def __aenter__(self) -> Self:
         if len(self._peers.addresses) > 1:
@@ -65,8 +78,7 @@ class SilenceWatch:
         while not await self._is_silent():
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             await asyncio.sleep(pause_s)
-        self.gave_up = True
-        self._attempt.cancel()
+        self._end(answered=False)
 
     async def _is_silent(self) -> bool:
         """Whether another peer takes writes, and this one does not or says nothing."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
 import signal
 import threading
 from collections.abc import AsyncIterator
@@ -319,18 +318,25 @@ def test_a_call_under_a_running_loop_of_another_kind() -> None:
 
 
 def test_ctrl_c_ends_the_wait_and_the_call() -> None:
+    # What runs the tests may have taken the signal, and a test before this one too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     portal = Portal()
     cancelled = threading.Event()
 
     async def for_ever() -> None:
-        portal.loop.call_later(0.3, os.kill, os.getpid(), signal.SIGINT)
+        main = threading.main_thread().ident
+        assert main is not None
+        portal.loop.call_later(0.3, signal.pthread_kill, main, signal.SIGINT)
         try:
             await asyncio.Event().wait()
         finally:
             cancelled.set()
 
-    with pytest.raises(KeyboardInterrupt):
-        portal.run(for_ever())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            portal.run(for_ever())
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert cancelled.wait(5)
     portal.stop()
     portal.stop()
