@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 FIRST_LEVEL = 1
-FEATURE_LEVEL = 2
+FEATURE_LEVEL = 3
 """The highest level that this version understands."""
 
 # A kind that is served for the first time gets the next level. Below it apply must say what older
@@ -41,8 +41,13 @@ FIRST_COMMANDS = (
     "resolve_alert",
 )
 SECOND_COMMANDS = ("acquire_lock", "renew_lock", "release_lock", "cancel_lock_wait")
+THIRD_COMMANDS: tuple[str, ...] = ()
 LEVELS: Mapping[str, int] = MappingProxyType(
-    {**dict.fromkeys(FIRST_COMMANDS, FIRST_LEVEL), **dict.fromkeys(SECOND_COMMANDS, 2)}
+    {
+        **dict.fromkeys(FIRST_COMMANDS, FIRST_LEVEL),
+        **dict.fromkeys(SECOND_COMMANDS, 2),
+        **dict.fromkeys(THIRD_COMMANDS, 3),
+    }
 )
 """By the name of the command's body: the level that the cluster must have."""
 

@@ -103,6 +103,8 @@ class Command(_message.Message):
     RELEASE_TASK_FIELD_NUMBER: _builtins.int
     CANCEL_TASK_FIELD_NUMBER: _builtins.int
     REQUEUE_TASK_FIELD_NUMBER: _builtins.int
+    PUT_TASK_POLICY_FIELD_NUMBER: _builtins.int
+    DELETE_TASK_POLICY_FIELD_NUMBER: _builtins.int
     PUBLISH_METRICS_FIELD_NUMBER: _builtins.int
     ACKNOWLEDGE_ALERT_FIELD_NUMBER: _builtins.int
     SNOOZE_ALERT_FIELD_NUMBER: _builtins.int
@@ -199,6 +201,14 @@ class Command(_message.Message):
         """Makes a dead task pending again."""
 
     @_builtins.property
+    def put_task_policy(self) -> _task_pb2.TaskPolicy:
+        """Says how tasks of a type are tried again."""
+
+    @_builtins.property
+    def delete_task_policy(self) -> Global___DeleteTaskPolicy:
+        """Takes that back."""
+
+    @_builtins.property
     def publish_metrics(self) -> Global___PublishMetrics:
         """Stores metrics."""
 
@@ -269,6 +279,8 @@ class Command(_message.Message):
         release_task: Global___ReleaseTask | None = ...,
         cancel_task: Global___CancelTask | None = ...,
         requeue_task: Global___RequeueTask | None = ...,
+        put_task_policy: _task_pb2.TaskPolicy | None = ...,
+        delete_task_policy: Global___DeleteTaskPolicy | None = ...,
         publish_metrics: Global___PublishMetrics | None = ...,
         acknowledge_alert: Global___AcknowledgeAlert | None = ...,
         snooze_alert: Global___SnoozeAlert | None = ...,
@@ -281,11 +293,11 @@ class Command(_message.Message):
         put_classroom: Global___PutClassroom | None = ...,
         delete_student_data: Global___DeleteStudentData | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge_alert", b"acknowledge_alert", "acquire_lock", b"acquire_lock", "advance_time", b"advance_time", "body", b"body", "cancel_claim_wait", b"cancel_claim_wait", "cancel_lock_wait", b"cancel_lock_wait", "cancel_task", b"cancel_task", "claim_tasks", b"claim_tasks", "complete_tasks", b"complete_tasks", "delete_student_data", b"delete_student_data", "deregister_session", b"deregister_session", "enqueue_tasks", b"enqueue_tasks", "extend_claim", b"extend_claim", "fail_task", b"fail_task", "found_cluster", b"found_cluster", "publish_metrics", b"publish_metrics", "put_classroom", b"put_classroom", "raise_feature_level", b"raise_feature_level", "record_heartbeats", b"record_heartbeats", "record_intervention", b"record_intervention", "register_session", b"register_session", "release_lock", b"release_lock", "release_task", b"release_task", "renew_lock", b"renew_lock", "requeue_task", b"requeue_task", "resolve_alert", b"resolve_alert", "restore_cluster", b"restore_cluster", "snooze_alert", b"snooze_alert", "update_settings", b"update_settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge_alert", b"acknowledge_alert", "acquire_lock", b"acquire_lock", "advance_time", b"advance_time", "body", b"body", "cancel_claim_wait", b"cancel_claim_wait", "cancel_lock_wait", b"cancel_lock_wait", "cancel_task", b"cancel_task", "claim_tasks", b"claim_tasks", "complete_tasks", b"complete_tasks", "delete_student_data", b"delete_student_data", "delete_task_policy", b"delete_task_policy", "deregister_session", b"deregister_session", "enqueue_tasks", b"enqueue_tasks", "extend_claim", b"extend_claim", "fail_task", b"fail_task", "found_cluster", b"found_cluster", "publish_metrics", b"publish_metrics", "put_classroom", b"put_classroom", "put_task_policy", b"put_task_policy", "raise_feature_level", b"raise_feature_level", "record_heartbeats", b"record_heartbeats", "record_intervention", b"record_intervention", "register_session", b"register_session", "release_lock", b"release_lock", "release_task", b"release_task", "renew_lock", b"renew_lock", "requeue_task", b"requeue_task", "resolve_alert", b"resolve_alert", "restore_cluster", b"restore_cluster", "snooze_alert", b"snooze_alert", "update_settings", b"update_settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_alert", b"acknowledge_alert", "acquire_lock", b"acquire_lock", "advance_time", b"advance_time", "body", b"body", "cancel_claim_wait", b"cancel_claim_wait", "cancel_lock_wait", b"cancel_lock_wait", "cancel_task", b"cancel_task", "claim_tasks", b"claim_tasks", "client_id", b"client_id", "complete_tasks", b"complete_tasks", "delete_student_data", b"delete_student_data", "deregister_session", b"deregister_session", "elapsed_ms", b"elapsed_ms", "enqueue_tasks", b"enqueue_tasks", "extend_claim", b"extend_claim", "fail_task", b"fail_task", "found_cluster", b"found_cluster", "ingress_assigned", b"ingress_assigned", "principal", b"principal", "publish_metrics", b"publish_metrics", "put_classroom", b"put_classroom", "raise_feature_level", b"raise_feature_level", "record_heartbeats", b"record_heartbeats", "record_intervention", b"record_intervention", "register_session", b"register_session", "release_lock", b"release_lock", "release_task", b"release_task", "renew_lock", b"renew_lock", "request_digest", b"request_digest", "request_id", b"request_id", "requeue_task", b"requeue_task", "resolve_alert", b"resolve_alert", "restore_cluster", b"restore_cluster", "snooze_alert", b"snooze_alert", "update_settings", b"update_settings", "wall_ms", b"wall_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_alert", b"acknowledge_alert", "acquire_lock", b"acquire_lock", "advance_time", b"advance_time", "body", b"body", "cancel_claim_wait", b"cancel_claim_wait", "cancel_lock_wait", b"cancel_lock_wait", "cancel_task", b"cancel_task", "claim_tasks", b"claim_tasks", "client_id", b"client_id", "complete_tasks", b"complete_tasks", "delete_student_data", b"delete_student_data", "delete_task_policy", b"delete_task_policy", "deregister_session", b"deregister_session", "elapsed_ms", b"elapsed_ms", "enqueue_tasks", b"enqueue_tasks", "extend_claim", b"extend_claim", "fail_task", b"fail_task", "found_cluster", b"found_cluster", "ingress_assigned", b"ingress_assigned", "principal", b"principal", "publish_metrics", b"publish_metrics", "put_classroom", b"put_classroom", "put_task_policy", b"put_task_policy", "raise_feature_level", b"raise_feature_level", "record_heartbeats", b"record_heartbeats", "record_intervention", b"record_intervention", "register_session", b"register_session", "release_lock", b"release_lock", "release_task", b"release_task", "renew_lock", b"renew_lock", "request_digest", b"request_digest", "request_id", b"request_id", "requeue_task", b"requeue_task", "resolve_alert", b"resolve_alert", "restore_cluster", b"restore_cluster", "snooze_alert", b"snooze_alert", "update_settings", b"update_settings", "wall_ms", b"wall_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["found_cluster", "advance_time", "update_settings", "raise_feature_level", "restore_cluster", "register_session", "record_heartbeats", "deregister_session", "enqueue_tasks", "claim_tasks", "cancel_claim_wait", "extend_claim", "complete_tasks", "fail_task", "release_task", "cancel_task", "requeue_task", "publish_metrics", "acknowledge_alert", "snooze_alert", "resolve_alert", "record_intervention", "acquire_lock", "renew_lock", "release_lock", "cancel_lock_wait", "put_classroom", "delete_student_data"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["found_cluster", "advance_time", "update_settings", "raise_feature_level", "restore_cluster", "register_session", "record_heartbeats", "deregister_session", "enqueue_tasks", "claim_tasks", "cancel_claim_wait", "extend_claim", "complete_tasks", "fail_task", "release_task", "cancel_task", "requeue_task", "put_task_policy", "delete_task_policy", "publish_metrics", "acknowledge_alert", "snooze_alert", "resolve_alert", "record_intervention", "acquire_lock", "renew_lock", "release_lock", "cancel_lock_wait", "put_classroom", "delete_student_data"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -767,6 +779,8 @@ class FailTask(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     PERMANENT_FIELD_NUMBER: _builtins.int
+    RETRY_DELAY_MS_FIELD_NUMBER: _builtins.int
+    ERROR_TYPE_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The task."""
     claim_token: _builtins.int
@@ -777,6 +791,10 @@ class FailTask(_message.Message):
     """What went wrong."""
     permanent: _builtins.bool
     """No retry."""
+    retry_delay_ms: _builtins.int
+    """Wait before the retry, in milliseconds, instead of the backoff."""
+    error_type: _builtins.str
+    """Kind of the error."""
     def __init__(
         self,
         *,
@@ -785,12 +803,16 @@ class FailTask(_message.Message):
         session_id: _builtins.str = ...,
         error: _builtins.str = ...,
         permanent: _builtins.bool = ...,
+        retry_delay_ms: _builtins.int | None = ...,
+        error_type: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_retry_delay_ms", b"_retry_delay_ms", "retry_delay_ms", b"retry_delay_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim_token", b"claim_token", "error", b"error", "permanent", b"permanent", "session_id", b"session_id", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_delay_ms", b"_retry_delay_ms", "claim_token", b"claim_token", "error", b"error", "error_type", b"error_type", "permanent", b"permanent", "retry_delay_ms", b"retry_delay_ms", "session_id", b"session_id", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__retry_delay_ms: _TypeAlias = _typing.Literal["retry_delay_ms"]  # noqa: Y015
+    _WhichOneofArgType__retry_delay_ms: _TypeAlias = _typing.Literal["_retry_delay_ms", b"_retry_delay_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retry_delay_ms) -> _WhichOneofReturnType__retry_delay_ms | None: ...
 
 Global___FailTask: _TypeAlias = FailTask  # noqa: Y015
 
@@ -857,20 +879,46 @@ class RequeueTask(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TASK_ID_FIELD_NUMBER: _builtins.int
+    INCLUDE_DEPENDENTS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The task."""
+    include_dependents: _builtins.bool
+    """Also those that failed because it did."""
     def __init__(
         self,
         *,
         task_id: _builtins.str = ...,
+        include_dependents: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_dependents", b"include_dependents", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RequeueTask: _TypeAlias = RequeueTask  # noqa: Y015
+
+@_typing.final
+class DeleteTaskPolicy(_message.Message):
+    """DeleteTaskPolicy lets the settings hold for a type again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_TYPE_FIELD_NUMBER: _builtins.int
+    task_type: _builtins.str
+    """The type."""
+    def __init__(
+        self,
+        *,
+        task_type: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_type", b"task_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteTaskPolicy: _TypeAlias = DeleteTaskPolicy  # noqa: Y015
 
 @_typing.final
 class PublishMetrics(_message.Message):
@@ -912,6 +960,7 @@ class PackedBatch(_message.Message):
     STUDENT_ID_FIELD_NUMBER: _builtins.int
     APP_NAME_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
+    OMISSIONS_FIELD_NUMBER: _builtins.int
     source_id: _builtins.str
     """The sender."""
     source_epoch: _builtins.int
@@ -934,6 +983,10 @@ class PackedBatch(_message.Message):
     def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetricColumn]:
         """Valid metrics by type, sorted by type."""
 
+    @_builtins.property
+    def omissions(self) -> _containers.RepeatedCompositeFieldContainer[Global___PackedOmission]:
+        """Metrics that were measured and will never come, in the order of the batch."""
+
     def __init__(
         self,
         *,
@@ -947,14 +1000,49 @@ class PackedBatch(_message.Message):
         student_id: _builtins.str = ...,
         app_name: _builtins.str = ...,
         columns: _abc.Iterable[Global___MetricColumn] | None = ...,
+        omissions: _abc.Iterable[Global___PackedOmission] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "classroom_id", b"classroom_id", "columns", b"columns", "content_digest", b"content_digest", "sent_at_ms", b"sent_at_ms", "sequence", b"sequence", "source_epoch", b"source_epoch", "source_id", b"source_id", "student_id", b"student_id", "timeline_id", b"timeline_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "classroom_id", b"classroom_id", "columns", b"columns", "content_digest", b"content_digest", "omissions", b"omissions", "sent_at_ms", b"sent_at_ms", "sequence", b"sequence", "source_epoch", b"source_epoch", "source_id", b"source_id", "student_id", b"student_id", "timeline_id", b"timeline_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PackedBatch: _TypeAlias = PackedBatch  # noqa: Y015
+
+@_typing.final
+class PackedOmission(_message.Message):
+    """PackedOmission says that metrics were measured and are not in any batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRIC_TYPE_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    TIME_OFFSET_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    metric_type: _builtins.str
+    """The type; empty where the sender does not know."""
+    count: _builtins.int
+    """How many."""
+    time_offset_ms: _builtins.int
+    """Event time of the last of them minus sent_at_ms, in milliseconds."""
+    reason: _metrics_pb2.OmissionReason.ValueType
+    """Why."""
+    def __init__(
+        self,
+        *,
+        metric_type: _builtins.str = ...,
+        count: _builtins.int = ...,
+        time_offset_ms: _builtins.int = ...,
+        reason: _metrics_pb2.OmissionReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "metric_type", b"metric_type", "reason", b"reason", "time_offset_ms", b"time_offset_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PackedOmission: _TypeAlias = PackedOmission  # noqa: Y015
 
 @_typing.final
 class MetricColumn(_message.Message):
@@ -1312,6 +1400,7 @@ class CommandResult(_message.Message):
     LOCK_FIELD_NUMBER: _builtins.int
     CLASSROOM_FIELD_NUMBER: _builtins.int
     DELETED_FIELD_NUMBER: _builtins.int
+    TASK_POLICY_FIELD_NUMBER: _builtins.int
     REPEATED_FROM_INDEX_FIELD_NUMBER: _builtins.int
     repeated_from_index: _builtins.int
     """This is the outcome of an earlier command with the same request_id, at this index; 0: it is not."""
@@ -1371,6 +1460,10 @@ class CommandResult(_message.Message):
     def deleted(self) -> _classroom_pb2.DeleteStudentDataResponse:
         """What was removed."""
 
+    @_builtins.property
+    def task_policy(self) -> _task_pb2.TaskPolicy:
+        """The policy concerned."""
+
     def __init__(
         self,
         *,
@@ -1388,13 +1481,14 @@ class CommandResult(_message.Message):
         lock: Global___LockResult | None = ...,
         classroom: _classroom_pb2.Classroom | None = ...,
         deleted: _classroom_pb2.DeleteStudentDataResponse | None = ...,
+        task_policy: _task_pb2.TaskPolicy | None = ...,
         repeated_from_index: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "body", b"body", "claim", b"claim", "classroom", b"classroom", "completions", b"completions", "deleted", b"deleted", "done", b"done", "heartbeats", b"heartbeats", "intervention", b"intervention", "lock", b"lock", "publish", b"publish", "refusal", b"refusal", "session", b"session", "settings", b"settings", "tasks", b"tasks"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "body", b"body", "claim", b"claim", "classroom", b"classroom", "completions", b"completions", "deleted", b"deleted", "done", b"done", "heartbeats", b"heartbeats", "intervention", b"intervention", "lock", b"lock", "publish", b"publish", "refusal", b"refusal", "session", b"session", "settings", b"settings", "task_policy", b"task_policy", "tasks", b"tasks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "body", b"body", "claim", b"claim", "classroom", b"classroom", "completions", b"completions", "deleted", b"deleted", "done", b"done", "heartbeats", b"heartbeats", "intervention", b"intervention", "lock", b"lock", "publish", b"publish", "refusal", b"refusal", "repeated_from_index", b"repeated_from_index", "session", b"session", "settings", b"settings", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "body", b"body", "claim", b"claim", "classroom", b"classroom", "completions", b"completions", "deleted", b"deleted", "done", b"done", "heartbeats", b"heartbeats", "intervention", b"intervention", "lock", b"lock", "publish", b"publish", "refusal", b"refusal", "repeated_from_index", b"repeated_from_index", "session", b"session", "settings", b"settings", "task_policy", b"task_policy", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["refusal", "done", "settings", "session", "heartbeats", "tasks", "claim", "completions", "publish", "alert", "intervention", "lock", "classroom", "deleted"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["refusal", "done", "settings", "session", "heartbeats", "tasks", "claim", "completions", "publish", "alert", "intervention", "lock", "classroom", "deleted", "task_policy"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -1579,6 +1673,9 @@ class TaskResults(_message.Message):
 
     TASKS_FIELD_NUMBER: _builtins.int
     EXISTING_FIELD_NUMBER: _builtins.int
+    REQUEUED_DEPENDENTS_FIELD_NUMBER: _builtins.int
+    requeued_dependents: _builtins.int
+    """Of a requeue: dependents that were requeued too."""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.Task]:
         """Tasks in the order of the command."""
@@ -1592,10 +1689,11 @@ class TaskResults(_message.Message):
         *,
         tasks: _abc.Iterable[_task_pb2.Task] | None = ...,
         existing: _abc.Iterable[_builtins.bool] | None = ...,
+        requeued_dependents: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["existing", b"existing", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["existing", b"existing", "requeued_dependents", b"requeued_dependents", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -56,6 +56,7 @@ class Query(_message.Message):
     WATCH_TASKS_FIELD_NUMBER: _builtins.int
     LOCK_WAIT_FIELD_NUMBER: _builtins.int
     LIST_LOCKS_FIELD_NUMBER: _builtins.int
+    LIST_TASK_POLICIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def get_session(self) -> _session_pb2.GetSessionRequest:
         """One session."""
@@ -144,6 +145,10 @@ class Query(_message.Message):
     def list_locks(self) -> _lock_pb2.ListLocksRequest:
         """Locks that are held."""
 
+    @_builtins.property
+    def list_task_policies(self) -> _task_pb2.ListTaskPoliciesRequest:
+        """How tasks of each type are tried again."""
+
     def __init__(
         self,
         *,
@@ -169,12 +174,13 @@ class Query(_message.Message):
         watch_tasks: Global___WatchTasksQuery | None = ...,
         lock_wait: Global___LockWaitQuery | None = ...,
         list_locks: _lock_pb2.ListLocksRequest | None = ...,
+        list_task_policies: _task_pb2.ListTaskPoliciesRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_task_policies", b"list_task_policies", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_task_policies", b"list_task_policies", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["get_session", "list_sessions", "score_sessions", "get_task", "list_tasks", "get_queue_stats", "explain_assignment", "claim_wait", "get_aggregate", "list_aggregates", "get_history", "list_alerts", "alert_events", "list_interventions", "get_lock", "get_classroom", "list_classrooms", "get_settings", "watch_sessions", "watch_tasks", "lock_wait", "list_locks"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["get_session", "list_sessions", "score_sessions", "get_task", "list_tasks", "get_queue_stats", "explain_assignment", "claim_wait", "get_aggregate", "list_aggregates", "get_history", "list_alerts", "alert_events", "list_interventions", "get_lock", "get_classroom", "list_classrooms", "get_settings", "watch_sessions", "watch_tasks", "lock_wait", "list_locks", "list_task_policies"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -555,6 +561,7 @@ class QueryResult(_message.Message):
     WATCH_TASKS_FIELD_NUMBER: _builtins.int
     LOCK_WAIT_FIELD_NUMBER: _builtins.int
     LIST_LOCKS_FIELD_NUMBER: _builtins.int
+    LIST_TASK_POLICIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def refusal(self) -> _command_pb2.Refusal:
         """The query was refused."""
@@ -647,6 +654,10 @@ class QueryResult(_message.Message):
     def list_locks(self) -> _lock_pb2.ListLocksResponse:
         """Locks that are held."""
 
+    @_builtins.property
+    def list_task_policies(self) -> _task_pb2.ListTaskPoliciesResponse:
+        """Policies."""
+
     def __init__(
         self,
         *,
@@ -673,12 +684,13 @@ class QueryResult(_message.Message):
         watch_tasks: Global___WatchTasksResult | None = ...,
         lock_wait: Global___LockWaitResult | None = ...,
         list_locks: _lock_pb2.ListLocksResponse | None = ...,
+        list_task_policies: _task_pb2.ListTaskPoliciesResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "refusal", b"refusal", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_task_policies", b"list_task_policies", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "refusal", b"refusal", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "refusal", b"refusal", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_task_policies", b"list_task_policies", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "refusal", b"refusal", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["refusal", "get_session", "list_sessions", "score_sessions", "get_task", "list_tasks", "get_queue_stats", "explain_assignment", "claim_wait", "get_aggregate", "list_aggregates", "get_history", "list_alerts", "alert_events", "list_interventions", "get_lock", "get_classroom", "list_classrooms", "get_settings", "watch_sessions", "watch_tasks", "lock_wait", "list_locks"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["refusal", "get_session", "list_sessions", "score_sessions", "get_task", "list_tasks", "get_queue_stats", "explain_assignment", "claim_wait", "get_aggregate", "list_aggregates", "get_history", "list_alerts", "alert_events", "list_interventions", "get_lock", "get_classroom", "list_classrooms", "get_settings", "watch_sessions", "watch_tasks", "lock_wait", "list_locks", "list_task_policies"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 

@@ -21,6 +21,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _OmissionReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OmissionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OmissionReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OMISSION_REASON_UNSPECIFIED: _OmissionReason.ValueType  # 0
+    """Not set: the sender does not say."""
+    OMISSION_REASON_BUFFER_FULL: _OmissionReason.ValueType  # 1
+    """The sender's buffer was full."""
+    OMISSION_REASON_SAMPLED: _OmissionReason.ValueType  # 2
+    """The sender or a peer under pressure kept one in so many, as the school allows."""
+    OMISSION_REASON_REFUSED: _OmissionReason.ValueType  # 3
+    """The cluster refused them for good."""
+
+class OmissionReason(_OmissionReason, metaclass=_OmissionReasonEnumTypeWrapper):
+    """OmissionReason is why measurements are missing."""
+
+OMISSION_REASON_UNSPECIFIED: OmissionReason.ValueType  # 0
+"""Not set: the sender does not say."""
+OMISSION_REASON_BUFFER_FULL: OmissionReason.ValueType  # 1
+"""The sender's buffer was full."""
+OMISSION_REASON_SAMPLED: OmissionReason.ValueType  # 2
+"""The sender or a peer under pressure kept one in so many, as the school allows."""
+OMISSION_REASON_REFUSED: OmissionReason.ValueType  # 3
+"""The cluster refused them for good."""
+Global___OmissionReason: _TypeAlias = OmissionReason  # noqa: Y015
+
 class _BatchStatus:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -96,6 +124,7 @@ class MetricBatch(_message.Message):
     STUDENT_ID_FIELD_NUMBER: _builtins.int
     APP_NAME_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    OMISSIONS_FIELD_NUMBER: _builtins.int
     source_id: _builtins.str
     """The sender, unique and stable for one installation of an app."""
     source_epoch: _builtins.int
@@ -118,7 +147,13 @@ class MetricBatch(_message.Message):
     """The app; required."""
     @_builtins.property
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___Metric]:
-        """The measurements; 1 to 10,000."""
+        """The measurements; at most 10,000, and at least 1 where nothing was omitted."""
+
+    @_builtins.property
+    def omissions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Omission]:
+        """Measurements that were made and will never be sent, so that a window can say how complete it
+        is; at most 100.
+        """
 
     def __init__(
         self,
@@ -132,14 +167,49 @@ class MetricBatch(_message.Message):
         student_id: _builtins.str = ...,
         app_name: _builtins.str = ...,
         metrics: _abc.Iterable[Global___Metric] | None = ...,
+        omissions: _abc.Iterable[Global___Omission] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "classroom_id", b"classroom_id", "metrics", b"metrics", "sent_at_ms", b"sent_at_ms", "sequence", b"sequence", "source_epoch", b"source_epoch", "source_id", b"source_id", "student_id", b"student_id", "timeline_id", b"timeline_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "classroom_id", b"classroom_id", "metrics", b"metrics", "omissions", b"omissions", "sent_at_ms", b"sent_at_ms", "sequence", b"sequence", "source_epoch", b"source_epoch", "source_id", b"source_id", "student_id", b"student_id", "timeline_id", b"timeline_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MetricBatch: _TypeAlias = MetricBatch  # noqa: Y015
+
+@_typing.final
+class Omission(_message.Message):
+    """Omission is a gap mark: so many measurements of one type were made and are in no batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRIC_TYPE_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    EVENT_TIME_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    metric_type: _builtins.str
+    """What was measured; empty where the sender does not know."""
+    count: _builtins.int
+    """How many; at least 1."""
+    event_time_ms: _builtins.int
+    """When the last of them was made, by the device's clock; 0 is the batch's sent_at_ms."""
+    reason: Global___OmissionReason.ValueType
+    """Why they are missing."""
+    def __init__(
+        self,
+        *,
+        metric_type: _builtins.str = ...,
+        count: _builtins.int = ...,
+        event_time_ms: _builtins.int = ...,
+        reason: Global___OmissionReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "event_time_ms", b"event_time_ms", "metric_type", b"metric_type", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Omission: _TypeAlias = Omission  # noqa: Y015
 
 @_typing.final
 class PublishMetricsRequest(_message.Message):
@@ -213,6 +283,7 @@ class BatchResult(_message.Message):
     TIME_SHIFT_MS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    SAMPLED_COUNT_FIELD_NUMBER: _builtins.int
     source_id: _builtins.str
     """Source of the batch."""
     source_epoch: _builtins.int
@@ -231,6 +302,8 @@ class BatchResult(_message.Message):
     """Reason of a refusal: ALREADY_EXISTS, OUT_OF_RANGE, RESOURCE_EXHAUSTED or INVALID_ARGUMENT."""
     message: _builtins.str
     """The refusal for people."""
+    sampled_count: _builtins.int
+    """Metrics that the peer left out under pressure (metrics.sampling); they count as omissions."""
     @_builtins.property
     def rejected(self) -> _containers.RepeatedCompositeFieldContainer[Global___RejectedMetric]:
         """Metrics that were not stored."""
@@ -248,10 +321,11 @@ class BatchResult(_message.Message):
         time_shift_ms: _builtins.int = ...,
         reason: _builtins.str = ...,
         message: _builtins.str = ...,
+        sampled_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_count", b"accepted_count", "late_count", b"late_count", "message", b"message", "reason", b"reason", "rejected", b"rejected", "sequence", b"sequence", "source_epoch", b"source_epoch", "source_id", b"source_id", "status", b"status", "time_shift_ms", b"time_shift_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_count", b"accepted_count", "late_count", b"late_count", "message", b"message", "reason", b"reason", "rejected", b"rejected", "sampled_count", b"sampled_count", "sequence", b"sequence", "source_epoch", b"source_epoch", "source_id", b"source_id", "status", b"status", "time_shift_ms", b"time_shift_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -356,6 +430,8 @@ class MetricAggregate(_message.Message):
     RATE_PER_SECOND_FIELD_NUMBER: _builtins.int
     FIRST_TIME_MS_FIELD_NUMBER: _builtins.int
     LAST_TIME_MS_FIELD_NUMBER: _builtins.int
+    OMITTED_COUNT_FIELD_NUMBER: _builtins.int
+    COMPLETENESS_FIELD_NUMBER: _builtins.int
     metric_type: _builtins.str
     """What was measured."""
     count: _builtins.int
@@ -382,6 +458,10 @@ class MetricAggregate(_message.Message):
     """Time of the earliest measurement in the window, in milliseconds."""
     last_time_ms: _builtins.int
     """Time of the latest measurement in the window, in milliseconds."""
+    omitted_count: _builtins.int
+    """Measurements that were made in the window and are missing, as far as senders told."""
+    completeness: _builtins.float
+    """count / (count + omitted_count): 1 where nothing is known to be missing."""
     def __init__(
         self,
         *,
@@ -398,10 +478,12 @@ class MetricAggregate(_message.Message):
         rate_per_second: _builtins.float = ...,
         first_time_ms: _builtins.int = ...,
         last_time_ms: _builtins.int = ...,
+        omitted_count: _builtins.int = ...,
+        completeness: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "first_time_ms", b"first_time_ms", "last_time_ms", b"last_time_ms", "max", b"max", "mean", b"mean", "metric_type", b"metric_type", "min", b"min", "p50", b"p50", "p95", b"p95", "p99", b"p99", "rate_per_second", b"rate_per_second", "stddev", b"stddev", "sum", b"sum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completeness", b"completeness", "count", b"count", "first_time_ms", b"first_time_ms", "last_time_ms", b"last_time_ms", "max", b"max", "mean", b"mean", "metric_type", b"metric_type", "min", b"min", "omitted_count", b"omitted_count", "p50", b"p50", "p95", b"p95", "p99", b"p99", "rate_per_second", b"rate_per_second", "stddev", b"stddev", "sum", b"sum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -423,6 +505,8 @@ class Aggregate(_message.Message):
     LATE_TOTAL_FIELD_NUMBER: _builtins.int
     ACCEPTED_TOTAL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    OMITTED_TOTAL_FIELD_NUMBER: _builtins.int
+    COMPLETENESS_FIELD_NUMBER: _builtins.int
     student_id: _builtins.str
     """The student."""
     app_name: _builtins.str
@@ -441,6 +525,10 @@ class Aggregate(_message.Message):
     """Measurements of this student in this app ever accepted into a window."""
     version: _builtins.int
     """Grows with each change of the window's content."""
+    omitted_total: _builtins.int
+    """Measurements of this student in this app that were ever omitted, as far as senders told."""
+    completeness: _builtins.float
+    """Share of the window's measurements that are in it, of those that senders told of, 0 to 1."""
     @_builtins.property
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetricAggregate]:
         """One entry a metric type, sorted by type."""
@@ -458,10 +546,12 @@ class Aggregate(_message.Message):
         late_total: _builtins.int = ...,
         accepted_total: _builtins.int = ...,
         version: _builtins.int = ...,
+        omitted_total: _builtins.int = ...,
+        completeness: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_total", b"accepted_total", "app_name", b"app_name", "classroom_id", b"classroom_id", "late_total", b"late_total", "metrics", b"metrics", "student_id", b"student_id", "timeline_id", b"timeline_id", "version", b"version", "window_end_ms", b"window_end_ms", "window_start_ms", b"window_start_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_total", b"accepted_total", "app_name", b"app_name", "classroom_id", b"classroom_id", "completeness", b"completeness", "late_total", b"late_total", "metrics", b"metrics", "omitted_total", b"omitted_total", "student_id", b"student_id", "timeline_id", b"timeline_id", "version", b"version", "window_end_ms", b"window_end_ms", "window_start_ms", b"window_start_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -42,6 +42,8 @@ class _TaskStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskState.V
     """Out of retries (dead letter); can be requeued."""
     TASK_STATE_CANCELLED: _TaskState.ValueType  # 6
     """Called off; can be requeued."""
+    TASK_STATE_BLOCKED: _TaskState.ValueType  # 7
+    """Waits for the tasks that it depends on."""
 
 class TaskState(_TaskState, metaclass=_TaskStateEnumTypeWrapper):
     """TaskState is where a task stands."""
@@ -60,6 +62,8 @@ TASK_STATE_FAILED: TaskState.ValueType  # 5
 """Out of retries (dead letter); can be requeued."""
 TASK_STATE_CANCELLED: TaskState.ValueType  # 6
 """Called off; can be requeued."""
+TASK_STATE_BLOCKED: TaskState.ValueType  # 7
+"""Waits for the tasks that it depends on."""
 Global___TaskState: _TypeAlias = TaskState  # noqa: Y015
 
 class _TaskEventKind:
@@ -94,6 +98,12 @@ class _TaskEventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskEve
     """Made pending again by hand."""
     TASK_EVENT_KIND_AVAILABLE: _TaskEventKind.ValueType  # 12
     """The backoff or delay is over."""
+    TASK_EVENT_KIND_DEADLINE_PASSED: _TaskEventKind.ValueType  # 13
+    """The deadline passed before it was completed."""
+    TASK_EVENT_KIND_UNBLOCKED: _TaskEventKind.ValueType  # 14
+    """The last task that it depended on was completed."""
+    TASK_EVENT_KIND_DEPENDENCY_FAILED: _TaskEventKind.ValueType  # 15
+    """A task that it depended on failed, was cancelled or is no longer retained."""
 
 class TaskEventKind(_TaskEventKind, metaclass=_TaskEventKindEnumTypeWrapper):
     """TaskEventKind is what happened to a task."""
@@ -124,6 +134,12 @@ TASK_EVENT_KIND_REQUEUED: TaskEventKind.ValueType  # 11
 """Made pending again by hand."""
 TASK_EVENT_KIND_AVAILABLE: TaskEventKind.ValueType  # 12
 """The backoff or delay is over."""
+TASK_EVENT_KIND_DEADLINE_PASSED: TaskEventKind.ValueType  # 13
+"""The deadline passed before it was completed."""
+TASK_EVENT_KIND_UNBLOCKED: TaskEventKind.ValueType  # 14
+"""The last task that it depended on was completed."""
+TASK_EVENT_KIND_DEPENDENCY_FAILED: TaskEventKind.ValueType  # 15
+"""A task that it depended on failed, was cancelled or is no longer retained."""
 Global___TaskEventKind: _TypeAlias = TaskEventKind  # noqa: Y015
 
 class _WatchKind:
@@ -230,6 +246,8 @@ class Task(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     DEADLINE_TIME_FIELD_NUMBER: _builtins.int
     DEPENDS_ON_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_TYPE_FIELD_NUMBER: _builtins.int
+    PENDING_DEPENDENCIES_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """Id, minted by the cluster."""
     task_type: _builtins.str
@@ -260,6 +278,10 @@ class Task(_message.Message):
     """Error of the last failed attempt."""
     progress: _builtins.float
     """Progress of the current attempt, 0 to 1, as its holder reported it."""
+    last_error_type: _builtins.str
+    """Kind of the error of the last failed attempt, as its worker named it."""
+    pending_dependencies: _builtins.int
+    """Tasks of depends_on that are not COMPLETED yet."""
     @_builtins.property
     def claim_expire_time(self) -> _timestamp_pb2.Timestamp:
         """Log time at which the claim ends unless it is extended."""
@@ -313,10 +335,12 @@ class Task(_message.Message):
         progress: _builtins.float = ...,
         deadline_time: _timestamp_pb2.Timestamp | None = ...,
         depends_on: _abc.Iterable[_builtins.str] | None = ...,
+        last_error_type: _builtins.str = ...,
+        pending_dependencies: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["available_time", b"available_time", "claim_expire_time", b"claim_expire_time", "create_time", b"create_time", "deadline_time", b"deadline_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity", "available_time", b"available_time", "checkpoint", b"checkpoint", "claim_expire_time", b"claim_expire_time", "claim_token", b"claim_token", "claimed_by", b"claimed_by", "create_time", b"create_time", "deadline_time", b"deadline_time", "depends_on", b"depends_on", "history", b"history", "idempotency_key", b"idempotency_key", "last_error", b"last_error", "max_retries", b"max_retries", "payload", b"payload", "priority", b"priority", "progress", b"progress", "result", b"result", "retry_count", b"retry_count", "state", b"state", "task_id", b"task_id", "task_type", b"task_type", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity", "available_time", b"available_time", "checkpoint", b"checkpoint", "claim_expire_time", b"claim_expire_time", "claim_token", b"claim_token", "claimed_by", b"claimed_by", "create_time", b"create_time", "deadline_time", b"deadline_time", "depends_on", b"depends_on", "history", b"history", "idempotency_key", b"idempotency_key", "last_error", b"last_error", "last_error_type", b"last_error_type", "max_retries", b"max_retries", "payload", b"payload", "pending_dependencies", b"pending_dependencies", "priority", b"priority", "progress", b"progress", "result", b"result", "retry_count", b"retry_count", "state", b"state", "task_id", b"task_id", "task_type", b"task_type", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -333,6 +357,7 @@ class TaskEvent(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     CLAIM_TOKEN_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    ERROR_TYPE_FIELD_NUMBER: _builtins.int
     kind: Global___TaskEventKind.ValueType
     """What happened."""
     session_id: _builtins.str
@@ -341,6 +366,8 @@ class TaskEvent(_message.Message):
     """Claim concerned, where there is one."""
     error: _builtins.str
     """Error text of a failure."""
+    error_type: _builtins.str
+    """Kind of the error, as the worker named it."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """Log time at which it happened."""
@@ -353,10 +380,11 @@ class TaskEvent(_message.Message):
         session_id: _builtins.str = ...,
         claim_token: _builtins.int = ...,
         error: _builtins.str = ...,
+        error_type: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim_token", b"claim_token", "error", b"error", "kind", b"kind", "session_id", b"session_id", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim_token", b"claim_token", "error", b"error", "error_type", b"error_type", "kind", b"kind", "session_id", b"session_id", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -399,7 +427,9 @@ class NewTask(_message.Message):
 
     @_builtins.property
     def depends_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Tasks that must be COMPLETED first; at most 64."""
+        """Tasks that must be COMPLETED first; at most 64. In a batch, `#0` names its first task and so on;
+        only tasks before this one can be named.
+        """
 
     def __init__(
         self,
@@ -939,6 +969,8 @@ class FailTaskRequest(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     PERMANENT_FIELD_NUMBER: _builtins.int
+    RETRY_DELAY_FIELD_NUMBER: _builtins.int
+    ERROR_TYPE_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The task."""
     claim_token: _builtins.int
@@ -949,6 +981,12 @@ class FailTaskRequest(_message.Message):
     """What went wrong; at most 4,096 characters."""
     permanent: _builtins.bool
     """The task can never succeed: no retry."""
+    error_type: _builtins.str
+    """Kind of the error, for example the name of an exception; see TaskPolicy.final_error_types."""
+    @_builtins.property
+    def retry_delay(self) -> _duration_pb2.Duration:
+        """Wait before the retry, instead of the backoff; unset takes the backoff."""
+
     def __init__(
         self,
         *,
@@ -957,10 +995,12 @@ class FailTaskRequest(_message.Message):
         session_id: _builtins.str = ...,
         error: _builtins.str = ...,
         permanent: _builtins.bool = ...,
+        retry_delay: _duration_pb2.Duration | None = ...,
+        error_type: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_delay", b"retry_delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim_token", b"claim_token", "error", b"error", "permanent", b"permanent", "session_id", b"session_id", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim_token", b"claim_token", "error", b"error", "error_type", b"error_type", "permanent", b"permanent", "retry_delay", b"retry_delay", "session_id", b"session_id", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1130,19 +1170,23 @@ class RequeueTaskRequest(_message.Message):
 
     TASK_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INCLUDE_DEPENDENTS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """The task."""
     request_id: _builtins.str
     """Makes a retry safe; kept for 15 minutes."""
+    include_dependents: _builtins.bool
+    """Also the tasks that failed because this one did, and those that failed because of them."""
     def __init__(
         self,
         *,
         task_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        include_dependents: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_dependents", b"include_dependents", "request_id", b"request_id", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1157,10 +1201,13 @@ class RequeueTaskResponse(_message.Message):
     TASK_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
     APPLIED_INDEX_FIELD_NUMBER: _builtins.int
+    REQUEUED_DEPENDENTS_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     """Term of the log entry."""
     applied_index: _builtins.int
     """Index of the log entry."""
+    requeued_dependents: _builtins.int
+    """Dependents that were requeued with it."""
     @_builtins.property
     def task(self) -> Global___Task:
         """The task, without payload and history."""
@@ -1171,10 +1218,11 @@ class RequeueTaskResponse(_message.Message):
         task: Global___Task | None = ...,
         term: _builtins.int = ...,
         applied_index: _builtins.int = ...,
+        requeued_dependents: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "task", b"task", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "requeued_dependents", b"requeued_dependents", "task", b"task", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1338,6 +1386,10 @@ class GetQueueStatsResponse(_message.Message):
     CLAIMS_TOTAL_FIELD_NUMBER: _builtins.int
     COMPLETED_TOTAL_FIELD_NUMBER: _builtins.int
     WAITING_CLAIMS_FIELD_NUMBER: _builtins.int
+    BLOCKED_FIELD_NUMBER: _builtins.int
+    FAILED_ATTEMPTS_TOTAL_FIELD_NUMBER: _builtins.int
+    DEAD_LETTERS_TOTAL_FIELD_NUMBER: _builtins.int
+    PURGED_TOTAL_FIELD_NUMBER: _builtins.int
     pending: _builtins.int
     """Tasks that wait for a claim."""
     scheduled: _builtins.int
@@ -1358,6 +1410,14 @@ class GetQueueStatsResponse(_message.Message):
     """Completions ever accepted."""
     waiting_claims: _builtins.int
     """Callers that wait for a task."""
+    blocked: _builtins.int
+    """Tasks that wait for others."""
+    failed_attempts_total: _builtins.int
+    """Attempts ever ended by a failure, an expiry or a lost session."""
+    dead_letters_total: _builtins.int
+    """Tasks that ever became FAILED."""
+    purged_total: _builtins.int
+    """Finished tasks that are no longer retained."""
     def __init__(
         self,
         *,
@@ -1371,10 +1431,14 @@ class GetQueueStatsResponse(_message.Message):
         claims_total: _builtins.int = ...,
         completed_total: _builtins.int = ...,
         waiting_claims: _builtins.int = ...,
+        blocked: _builtins.int = ...,
+        failed_attempts_total: _builtins.int = ...,
+        dead_letters_total: _builtins.int = ...,
+        purged_total: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "claimed", b"claimed", "claims_total", b"claims_total", "completed", b"completed", "completed_total", b"completed_total", "enqueued_total", b"enqueued_total", "failed", b"failed", "pending", b"pending", "scheduled", b"scheduled", "waiting_claims", b"waiting_claims"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "cancelled", b"cancelled", "claimed", b"claimed", "claims_total", b"claims_total", "completed", b"completed", "completed_total", b"completed_total", "dead_letters_total", b"dead_letters_total", "enqueued_total", b"enqueued_total", "failed", b"failed", "failed_attempts_total", b"failed_attempts_total", "pending", b"pending", "purged_total", b"purged_total", "scheduled", b"scheduled", "waiting_claims", b"waiting_claims"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1603,3 +1667,254 @@ class AssignmentExplanation(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AssignmentExplanation: _TypeAlias = AssignmentExplanation  # noqa: Y015
+
+@_typing.final
+class TaskPolicy(_message.Message):
+    """TaskPolicy says how tasks of one type are tried again. What is unset is taken from the settings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_TYPE_FIELD_NUMBER: _builtins.int
+    MAX_RETRIES_FIELD_NUMBER: _builtins.int
+    RETRY_BASE_FIELD_NUMBER: _builtins.int
+    RETRY_MAX_DELAY_FIELD_NUMBER: _builtins.int
+    RETRY_JITTER_FIELD_NUMBER: _builtins.int
+    CLAIM_TIMEOUT_FIELD_NUMBER: _builtins.int
+    FINAL_ERROR_TYPES_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    task_type: _builtins.str
+    """The type."""
+    max_retries: _builtins.int
+    """Retries of a task that names no number itself."""
+    retry_jitter: _builtins.float
+    """Share of a wait, 0 to 1, by which it may be shorter, so that many tasks that failed at once are
+    not tried again at once. The same for the same task and attempt on every peer.
+    """
+    @_builtins.property
+    def retry_base(self) -> _duration_pb2.Duration:
+        """Wait before the first retry; each further wait is twice as long."""
+
+    @_builtins.property
+    def retry_max_delay(self) -> _duration_pb2.Duration:
+        """Longest wait before a retry."""
+
+    @_builtins.property
+    def claim_timeout(self) -> _duration_pb2.Duration:
+        """A claim that is not extended for this long is taken back."""
+
+    @_builtins.property
+    def final_error_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """A failure whose error_type is one of these is final; at most 64."""
+
+    @_builtins.property
+    def retention(self) -> _duration_pb2.Duration:
+        """How long finished tasks are kept."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """Log time of the last change."""
+
+    def __init__(
+        self,
+        *,
+        task_type: _builtins.str = ...,
+        max_retries: _builtins.int | None = ...,
+        retry_base: _duration_pb2.Duration | None = ...,
+        retry_max_delay: _duration_pb2.Duration | None = ...,
+        retry_jitter: _builtins.float | None = ...,
+        claim_timeout: _duration_pb2.Duration | None = ...,
+        final_error_types: _abc.Iterable[_builtins.str] | None = ...,
+        retention: _duration_pb2.Duration | None = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_retries", b"_max_retries", "_retry_jitter", b"_retry_jitter", "claim_timeout", b"claim_timeout", "max_retries", b"max_retries", "retention", b"retention", "retry_base", b"retry_base", "retry_jitter", b"retry_jitter", "retry_max_delay", b"retry_max_delay", "update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_retries", b"_max_retries", "_retry_jitter", b"_retry_jitter", "claim_timeout", b"claim_timeout", "final_error_types", b"final_error_types", "max_retries", b"max_retries", "retention", b"retention", "retry_base", b"retry_base", "retry_jitter", b"retry_jitter", "retry_max_delay", b"retry_max_delay", "task_type", b"task_type", "update_time", b"update_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_retries: _TypeAlias = _typing.Literal["max_retries"]  # noqa: Y015
+    _WhichOneofArgType__max_retries: _TypeAlias = _typing.Literal["_max_retries", b"_max_retries"]  # noqa: Y015
+    _WhichOneofReturnType__retry_jitter: _TypeAlias = _typing.Literal["retry_jitter"]  # noqa: Y015
+    _WhichOneofArgType__retry_jitter: _TypeAlias = _typing.Literal["_retry_jitter", b"_retry_jitter"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_retries) -> _WhichOneofReturnType__max_retries | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retry_jitter) -> _WhichOneofReturnType__retry_jitter | None: ...
+
+Global___TaskPolicy: _TypeAlias = TaskPolicy  # noqa: Y015
+
+@_typing.final
+class PutTaskPolicyRequest(_message.Message):
+    """PutTaskPolicyRequest gives the whole policy of one type."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Makes a retry safe; kept for 15 minutes."""
+    @_builtins.property
+    def policy(self) -> Global___TaskPolicy:
+        """The policy; update_time is ignored."""
+
+    def __init__(
+        self,
+        *,
+        policy: Global___TaskPolicy | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutTaskPolicyRequest: _TypeAlias = PutTaskPolicyRequest  # noqa: Y015
+
+@_typing.final
+class PutTaskPolicyResponse(_message.Message):
+    """PutTaskPolicyResponse returns the policy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    APPLIED_INDEX_FIELD_NUMBER: _builtins.int
+    term: _builtins.int
+    """Term of the log entry."""
+    applied_index: _builtins.int
+    """Index of the log entry."""
+    @_builtins.property
+    def policy(self) -> Global___TaskPolicy:
+        """The policy."""
+
+    def __init__(
+        self,
+        *,
+        policy: Global___TaskPolicy | None = ...,
+        term: _builtins.int = ...,
+        applied_index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "policy", b"policy", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutTaskPolicyResponse: _TypeAlias = PutTaskPolicyResponse  # noqa: Y015
+
+@_typing.final
+class DeleteTaskPolicyRequest(_message.Message):
+    """DeleteTaskPolicyRequest names a type."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_TYPE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    task_type: _builtins.str
+    """The type."""
+    request_id: _builtins.str
+    """Makes a retry safe; kept for 15 minutes."""
+    def __init__(
+        self,
+        *,
+        task_type: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "task_type", b"task_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteTaskPolicyRequest: _TypeAlias = DeleteTaskPolicyRequest  # noqa: Y015
+
+@_typing.final
+class DeleteTaskPolicyResponse(_message.Message):
+    """DeleteTaskPolicyResponse returns what was deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    APPLIED_INDEX_FIELD_NUMBER: _builtins.int
+    term: _builtins.int
+    """Term of the log entry."""
+    applied_index: _builtins.int
+    """Index of the log entry."""
+    @_builtins.property
+    def policy(self) -> Global___TaskPolicy:
+        """The policy as it was last."""
+
+    def __init__(
+        self,
+        *,
+        policy: Global___TaskPolicy | None = ...,
+        term: _builtins.int = ...,
+        applied_index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "policy", b"policy", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteTaskPolicyResponse: _TypeAlias = DeleteTaskPolicyResponse  # noqa: Y015
+
+@_typing.final
+class ListTaskPoliciesRequest(_message.Message):
+    """ListTaskPoliciesRequest asks for policies."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Most policies to return, 1 to 1,000; 0 is 100."""
+    page_token: _builtins.str
+    """next_page_token of the page before; empty for the first."""
+    consistency: _common_pb2.Consistency.ValueType
+    """How fresh the answer must be."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        consistency: _common_pb2.Consistency.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTaskPoliciesRequest: _TypeAlias = ListTaskPoliciesRequest  # noqa: Y015
+
+@_typing.final
+class ListTaskPoliciesResponse(_message.Message):
+    """ListTaskPoliciesResponse returns them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last."""
+    @_builtins.property
+    def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskPolicy]:
+        """Policies in the order of their types."""
+
+    def __init__(
+        self,
+        *,
+        policies: _abc.Iterable[Global___TaskPolicy] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "policies", b"policies"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTaskPoliciesResponse: _TypeAlias = ListTaskPoliciesResponse  # noqa: Y015

@@ -107,6 +107,21 @@ class TaskServiceStub(object):
                 request_serializer=gaia_dot_task_dot_v1_dot_task__pb2.GetQueueStatsRequest.SerializeToString,
                 response_deserializer=gaia_dot_task_dot_v1_dot_task__pb2.GetQueueStatsResponse.FromString,
                 _registered_method=True)
+        self.PutTaskPolicy = channel.unary_unary(
+                '/gaia.task.v1.TaskService/PutTaskPolicy',
+                request_serializer=gaia_dot_task_dot_v1_dot_task__pb2.PutTaskPolicyRequest.SerializeToString,
+                response_deserializer=gaia_dot_task_dot_v1_dot_task__pb2.PutTaskPolicyResponse.FromString,
+                _registered_method=True)
+        self.DeleteTaskPolicy = channel.unary_unary(
+                '/gaia.task.v1.TaskService/DeleteTaskPolicy',
+                request_serializer=gaia_dot_task_dot_v1_dot_task__pb2.DeleteTaskPolicyRequest.SerializeToString,
+                response_deserializer=gaia_dot_task_dot_v1_dot_task__pb2.DeleteTaskPolicyResponse.FromString,
+                _registered_method=True)
+        self.ListTaskPolicies = channel.unary_unary(
+                '/gaia.task.v1.TaskService/ListTaskPolicies',
+                request_serializer=gaia_dot_task_dot_v1_dot_task__pb2.ListTaskPoliciesRequest.SerializeToString,
+                response_deserializer=gaia_dot_task_dot_v1_dot_task__pb2.ListTaskPoliciesResponse.FromString,
+                _registered_method=True)
         self.WatchTasks = channel.unary_stream(
                 '/gaia.task.v1.TaskService/WatchTasks',
                 request_serializer=gaia_dot_task_dot_v1_dot_task__pb2.WatchTasksRequest.SerializeToString,
@@ -224,6 +239,28 @@ class TaskServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PutTaskPolicy(self, request, context):
+        """PutTaskPolicy says how tasks of one type are tried again; it holds for attempts that end and
+        claims that begin from now on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteTaskPolicy(self, request, context):
+        """DeleteTaskPolicy lets the settings hold for the type again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTaskPolicies(self, request, context):
+        """ListTaskPolicies reads policies in the order of their types, a page at a time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchTasks(self, request, context):
         """WatchTasks sends every selected task once and then each change, in the order of the log. Of
         several changes of one task that came quicker than they could be sent, the last is sent. On any
@@ -307,6 +344,21 @@ def add_TaskServiceServicer_to_server(servicer, server):
                     servicer.GetQueueStats,
                     request_deserializer=gaia_dot_task_dot_v1_dot_task__pb2.GetQueueStatsRequest.FromString,
                     response_serializer=gaia_dot_task_dot_v1_dot_task__pb2.GetQueueStatsResponse.SerializeToString,
+            ),
+            'PutTaskPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutTaskPolicy,
+                    request_deserializer=gaia_dot_task_dot_v1_dot_task__pb2.PutTaskPolicyRequest.FromString,
+                    response_serializer=gaia_dot_task_dot_v1_dot_task__pb2.PutTaskPolicyResponse.SerializeToString,
+            ),
+            'DeleteTaskPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteTaskPolicy,
+                    request_deserializer=gaia_dot_task_dot_v1_dot_task__pb2.DeleteTaskPolicyRequest.FromString,
+                    response_serializer=gaia_dot_task_dot_v1_dot_task__pb2.DeleteTaskPolicyResponse.SerializeToString,
+            ),
+            'ListTaskPolicies': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTaskPolicies,
+                    request_deserializer=gaia_dot_task_dot_v1_dot_task__pb2.ListTaskPoliciesRequest.FromString,
+                    response_serializer=gaia_dot_task_dot_v1_dot_task__pb2.ListTaskPoliciesResponse.SerializeToString,
             ),
             'WatchTasks': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchTasks,
@@ -678,6 +730,87 @@ class TaskService(object):
             '/gaia.task.v1.TaskService/GetQueueStats',
             gaia_dot_task_dot_v1_dot_task__pb2.GetQueueStatsRequest.SerializeToString,
             gaia_dot_task_dot_v1_dot_task__pb2.GetQueueStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutTaskPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gaia.task.v1.TaskService/PutTaskPolicy',
+            gaia_dot_task_dot_v1_dot_task__pb2.PutTaskPolicyRequest.SerializeToString,
+            gaia_dot_task_dot_v1_dot_task__pb2.PutTaskPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteTaskPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gaia.task.v1.TaskService/DeleteTaskPolicy',
+            gaia_dot_task_dot_v1_dot_task__pb2.DeleteTaskPolicyRequest.SerializeToString,
+            gaia_dot_task_dot_v1_dot_task__pb2.DeleteTaskPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTaskPolicies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gaia.task.v1.TaskService/ListTaskPolicies',
+            gaia_dot_task_dot_v1_dot_task__pb2.ListTaskPoliciesRequest.SerializeToString,
+            gaia_dot_task_dot_v1_dot_task__pb2.ListTaskPoliciesResponse.FromString,
             options,
             channel_credentials,
             insecure,

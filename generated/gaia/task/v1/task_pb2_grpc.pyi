@@ -73,6 +73,14 @@ class TaskServiceStub:
     """ListTasks reads tasks in the order of their ids, a page at a time."""
     GetQueueStats: _grpc.UnaryUnaryMultiCallable[_task_pb2.GetQueueStatsRequest, _task_pb2.GetQueueStatsResponse]
     """GetQueueStats counts tasks by state."""
+    PutTaskPolicy: _grpc.UnaryUnaryMultiCallable[_task_pb2.PutTaskPolicyRequest, _task_pb2.PutTaskPolicyResponse]
+    """PutTaskPolicy says how tasks of one type are tried again; it holds for attempts that end and
+    claims that begin from now on.
+    """
+    DeleteTaskPolicy: _grpc.UnaryUnaryMultiCallable[_task_pb2.DeleteTaskPolicyRequest, _task_pb2.DeleteTaskPolicyResponse]
+    """DeleteTaskPolicy lets the settings hold for the type again."""
+    ListTaskPolicies: _grpc.UnaryUnaryMultiCallable[_task_pb2.ListTaskPoliciesRequest, _task_pb2.ListTaskPoliciesResponse]
+    """ListTaskPolicies reads policies in the order of their types, a page at a time."""
     WatchTasks: _grpc.UnaryStreamMultiCallable[_task_pb2.WatchTasksRequest, _task_pb2.WatchTasksResponse]
     """WatchTasks sends every selected task once and then each change, in the order of the log. Of
     several changes of one task that came quicker than they could be sent, the last is sent. On any
@@ -126,6 +134,14 @@ class TaskServiceAsyncStub(TaskServiceStub):
     """ListTasks reads tasks in the order of their ids, a page at a time."""
     GetQueueStats: _aio.UnaryUnaryMultiCallable[_task_pb2.GetQueueStatsRequest, _task_pb2.GetQueueStatsResponse]  # type: ignore[assignment]
     """GetQueueStats counts tasks by state."""
+    PutTaskPolicy: _aio.UnaryUnaryMultiCallable[_task_pb2.PutTaskPolicyRequest, _task_pb2.PutTaskPolicyResponse]  # type: ignore[assignment]
+    """PutTaskPolicy says how tasks of one type are tried again; it holds for attempts that end and
+    claims that begin from now on.
+    """
+    DeleteTaskPolicy: _aio.UnaryUnaryMultiCallable[_task_pb2.DeleteTaskPolicyRequest, _task_pb2.DeleteTaskPolicyResponse]  # type: ignore[assignment]
+    """DeleteTaskPolicy lets the settings hold for the type again."""
+    ListTaskPolicies: _aio.UnaryUnaryMultiCallable[_task_pb2.ListTaskPoliciesRequest, _task_pb2.ListTaskPoliciesResponse]  # type: ignore[assignment]
+    """ListTaskPolicies reads policies in the order of their types, a page at a time."""
     WatchTasks: _aio.UnaryStreamMultiCallable[_task_pb2.WatchTasksRequest, _task_pb2.WatchTasksResponse]  # type: ignore[assignment]
     """WatchTasks sends every selected task once and then each change, in the order of the log. Of
     several changes of one task that came quicker than they could be sent, the last is sent. On any
@@ -241,6 +257,29 @@ class TaskServiceServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.GetQueueStatsResponse, _abc.Awaitable[_task_pb2.GetQueueStatsResponse]]:
         """GetQueueStats counts tasks by state."""
+
+    def PutTaskPolicy(
+        self,
+        request: _task_pb2.PutTaskPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_pb2.PutTaskPolicyResponse, _abc.Awaitable[_task_pb2.PutTaskPolicyResponse]]:
+        """PutTaskPolicy says how tasks of one type are tried again; it holds for attempts that end and
+        claims that begin from now on.
+        """
+
+    def DeleteTaskPolicy(
+        self,
+        request: _task_pb2.DeleteTaskPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_pb2.DeleteTaskPolicyResponse, _abc.Awaitable[_task_pb2.DeleteTaskPolicyResponse]]:
+        """DeleteTaskPolicy lets the settings hold for the type again."""
+
+    def ListTaskPolicies(
+        self,
+        request: _task_pb2.ListTaskPoliciesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_pb2.ListTaskPoliciesResponse, _abc.Awaitable[_task_pb2.ListTaskPoliciesResponse]]:
+        """ListTaskPolicies reads policies in the order of their types, a page at a time."""
 
     def WatchTasks(
         self,
