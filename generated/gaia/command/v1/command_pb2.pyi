@@ -651,6 +651,7 @@ class ClaimTasks(_message.Message):
     WAIT_MS_FIELD_NUMBER: _builtins.int
     TASK_TYPES_FIELD_NUMBER: _builtins.int
     INCLUDE_UNMATCHED_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session."""
     max_tasks: _builtins.int
@@ -659,6 +660,8 @@ class ClaimTasks(_message.Message):
     """Longest wait in log time, in milliseconds; 0 does not wait."""
     include_unmatched: _builtins.bool
     """Also tasks whose affinity score is 0."""
+    incarnation: _builtins.int
+    """The session's incarnation; 0 does not check it. Looked at from feature level 3 on."""
     @_builtins.property
     def task_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only these types; empty is all."""
@@ -671,10 +674,11 @@ class ClaimTasks(_message.Message):
         wait_ms: _builtins.int = ...,
         task_types: _abc.Iterable[_builtins.str] | None = ...,
         include_unmatched: _builtins.bool = ...,
+        incarnation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_unmatched", b"include_unmatched", "max_tasks", b"max_tasks", "session_id", b"session_id", "task_types", b"task_types", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "include_unmatched", b"include_unmatched", "max_tasks", b"max_tasks", "session_id", b"session_id", "task_types", b"task_types", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -481,6 +481,8 @@ class ListSessionsRequest(_message.Message):
     TIER_FIELD_NUMBER: _builtins.int
     PROVIDER_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
+    SPECIALTY_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Most sessions to return, 1 to 1,000; 0 is 100."""
     page_token: _builtins.str
@@ -493,6 +495,12 @@ class ListSessionsRequest(_message.Message):
     """Only sessions of this provider, where set."""
     consistency: _common_pb2.Consistency.ValueType
     """How fresh the answer must be."""
+    specialty: _builtins.str
+    """Only sessions of this specialty, where set."""
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]:
+        """Only sessions that have all of these labels; an empty value fits any. At most 32."""
+
     def __init__(
         self,
         *,
@@ -502,10 +510,12 @@ class ListSessionsRequest(_message.Message):
         tier: Global___Tier.ValueType = ...,
         provider: _builtins.str = ...,
         consistency: _common_pb2.Consistency.ValueType = ...,
+        specialty: _builtins.str = ...,
+        labels: _abc.Iterable[Global___Label] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "health", b"health", "page_size", b"page_size", "page_token", b"page_token", "provider", b"provider", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "health", b"health", "labels", b"labels", "page_size", b"page_size", "page_token", b"page_token", "provider", b"provider", "specialty", b"specialty", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -551,6 +561,8 @@ class WatchSessionsRequest(_message.Message):
     AFTER_INDEX_FIELD_NUMBER: _builtins.int
     CLUSTER_ID_FIELD_NUMBER: _builtins.int
     INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    SPECIALTY_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     tier: Global___Tier.ValueType
     """Only sessions of this tier, where set."""
     provider: _builtins.str
@@ -565,6 +577,12 @@ class WatchSessionsRequest(_message.Message):
     """The cluster that after_index belongs to; another one is sent in full."""
     interval_ms: _builtins.int
     """Longest time without a message, in milliseconds, 100 to 60,000; 0 is 5,000."""
+    specialty: _builtins.str
+    """Only sessions of this specialty, where set."""
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]:
+        """Only sessions that have all of these labels; an empty value fits any. At most 32."""
+
     def __init__(
         self,
         *,
@@ -574,10 +592,12 @@ class WatchSessionsRequest(_message.Message):
         after_index: _builtins.int = ...,
         cluster_id: _builtins.str = ...,
         interval_ms: _builtins.int = ...,
+        specialty: _builtins.str = ...,
+        labels: _abc.Iterable[Global___Label] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_index", b"after_index", "cluster_id", b"cluster_id", "health", b"health", "interval_ms", b"interval_ms", "provider", b"provider", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_index", b"after_index", "cluster_id", b"cluster_id", "health", b"health", "interval_ms", b"interval_ms", "labels", b"labels", "provider", b"provider", "specialty", b"specialty", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -696,6 +716,9 @@ class SessionScore(_message.Message):
     FREE_CAPACITY_FIELD_NUMBER: _builtins.int
     ELIGIBLE_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    CAPACITY_SCORE_FIELD_NUMBER: _builtins.int
+    HEALTH_SCORE_FIELD_NUMBER: _builtins.int
     affinity_score: _builtins.float
     """1.0 where specialty and affinity are equal, 0.5 where either is general, else 0.0."""
     free_capacity: _builtins.int
@@ -704,6 +727,14 @@ class SessionScore(_message.Message):
     """Whether it may get a task now."""
     explanation: _builtins.str
     """Why, in plain words."""
+    score: _builtins.float
+    """0 where the session is not eligible, else affinity_score + capacity_score / 4: the free capacity
+    decides among sessions of one affinity score and never over a better one.
+    """
+    capacity_score: _builtins.float
+    """Share of its capacity that is free, 0 to 1: free_capacity / max_concurrent_tasks."""
+    health_score: _builtins.float
+    """1.0 healthy, 0.5 degraded, 0.0 failed; below 1.0 it gets no new task."""
     @_builtins.property
     def session(self) -> Global___Session:
         """The session."""
@@ -716,10 +747,13 @@ class SessionScore(_message.Message):
         free_capacity: _builtins.int = ...,
         eligible: _builtins.bool = ...,
         explanation: _builtins.str = ...,
+        score: _builtins.float = ...,
+        capacity_score: _builtins.float = ...,
+        health_score: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity_score", b"affinity_score", "eligible", b"eligible", "explanation", b"explanation", "free_capacity", b"free_capacity", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity_score", b"affinity_score", "capacity_score", b"capacity_score", "eligible", b"eligible", "explanation", b"explanation", "free_capacity", b"free_capacity", "health_score", b"health_score", "score", b"score", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -133,7 +133,9 @@ class SessionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ScoreSessions(self, request, context):
-        """ScoreSessions tells how well each session fits an affinity, with the parts of the score.
+        """ScoreSessions tells how well each session fits an affinity, with the parts of the score. The
+        order is that of score, affinity_score, health_score and free_capacity, each with the higher
+        first, then that of the ids: the same on every peer that has applied the same entries.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

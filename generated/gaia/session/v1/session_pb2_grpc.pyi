@@ -59,7 +59,10 @@ class SessionServiceStub:
     alone is no change. On any peer, after any failure, a watch goes on after through_index.
     """
     ScoreSessions: _grpc.UnaryUnaryMultiCallable[_session_pb2.ScoreSessionsRequest, _session_pb2.ScoreSessionsResponse]
-    """ScoreSessions tells how well each session fits an affinity, with the parts of the score."""
+    """ScoreSessions tells how well each session fits an affinity, with the parts of the score. The
+    order is that of score, affinity_score, health_score and free_capacity, each with the higher
+    first, then that of the ids: the same on every peer that has applied the same entries.
+    """
 
 @_typing.type_check_only
 class SessionServiceAsyncStub(SessionServiceStub):
@@ -92,7 +95,10 @@ class SessionServiceAsyncStub(SessionServiceStub):
     alone is no change. On any peer, after any failure, a watch goes on after through_index.
     """
     ScoreSessions: _aio.UnaryUnaryMultiCallable[_session_pb2.ScoreSessionsRequest, _session_pb2.ScoreSessionsResponse]  # type: ignore[assignment]
-    """ScoreSessions tells how well each session fits an affinity, with the parts of the score."""
+    """ScoreSessions tells how well each session fits an affinity, with the parts of the score. The
+    order is that of score, affinity_score, health_score and free_capacity, each with the higher
+    first, then that of the ids: the same on every peer that has applied the same entries.
+    """
 
 class SessionServiceServicer:
     """SessionService keeps the AI worker sessions of the cluster: who is there, what they are good at,
@@ -157,6 +163,9 @@ class SessionServiceServicer:
         request: _session_pb2.ScoreSessionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.ScoreSessionsResponse, _abc.Awaitable[_session_pb2.ScoreSessionsResponse]]:
-        """ScoreSessions tells how well each session fits an affinity, with the parts of the score."""
+        """ScoreSessions tells how well each session fits an affinity, with the parts of the score. The
+        order is that of score, affinity_score, health_score and free_capacity, each with the higher
+        first, then that of the ids: the same on every peer that has applied the same entries.
+        """
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -628,6 +628,7 @@ class ClaimTasksRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     TASK_TYPES_FIELD_NUMBER: _builtins.int
     INCLUDE_UNMATCHED_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Session that will hold the tasks; required."""
     max_tasks: _builtins.int
@@ -636,6 +637,10 @@ class ClaimTasksRequest(_message.Message):
     """Makes a retry safe: the same claim is returned while it lives."""
     include_unmatched: _builtins.bool
     """Also tasks whose affinity score for this session is 0."""
+    incarnation: _builtins.int
+    """Incarnation that the caller got when it registered, so that an old process of a session that
+    registered again gets nothing (STALE_INCARNATION); 0 skips the check.
+    """
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
         """How long to wait for a task where there is none, at most 60 s; 0 answers at once."""
@@ -653,10 +658,11 @@ class ClaimTasksRequest(_message.Message):
         request_id: _builtins.str = ...,
         task_types: _abc.Iterable[_builtins.str] | None = ...,
         include_unmatched: _builtins.bool = ...,
+        incarnation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_unmatched", b"include_unmatched", "max_tasks", b"max_tasks", "request_id", b"request_id", "session_id", b"session_id", "task_types", b"task_types", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "include_unmatched", b"include_unmatched", "max_tasks", b"max_tasks", "request_id", b"request_id", "session_id", b"session_id", "task_types", b"task_types", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
