@@ -10,6 +10,7 @@ from gaia.session.v1 import session_pb2
 from gaia.task.v1 import task_pb2
 
 from gaia_grpc.raft.types import EntryKind
+from gaia_grpc.state.feature_levels import FEATURE_LEVEL
 from gaia_grpc.state.machine import StateMachine
 from gaia_grpc.state.stamp import stamp
 from gaia_grpc.state.tasks import TaskTable
@@ -25,7 +26,9 @@ def command(**fields: Any) -> command_pb2.Command:
 class Log:
     """Applies commands at `now_ms`, as a leader would, and keeps them for another machine."""
 
-    def __init__(self, *settings: tuple[str, str], found: bool = True, level: int = 0) -> None:
+    def __init__(
+        self, *settings: tuple[str, str], found: bool = True, level: int = FEATURE_LEVEL
+    ) -> None:
         self.machine = StateMachine()
         self.entries: list[tuple[int, bytes]] = []
         self.now_ms = START_MS

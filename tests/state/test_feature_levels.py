@@ -125,7 +125,7 @@ def test_below_its_level_a_setting_is_neither_listed_nor_accepted() -> None:
 
 def test_a_log_of_the_first_version_hashes_as_it_did_there() -> None:
     """Else a peer that is upgraded and replays its log differs from the others, and stops."""
-    log = Log(("lock.lease", "20s"))
+    log = Log(("lock.lease", "20s"), level=0)
     log.refuse(acquire_lock={"name": "l", "holder": "h"})
     log.do(update_settings={"changes": [{"name": "task.max_retries", "value": "2"}]})
     found = log.machine.state_hash()
@@ -150,7 +150,7 @@ def test_the_level_of_nonsense_is_not_asked_for() -> None:
 
 
 def test_a_restored_cluster_goes_on_under_its_own_id() -> None:
-    log = Log()
+    log = founded(0)
     log.register("w1")
     task_id = log.enqueue()
     log.machine = restored(whole(log.machine))
@@ -170,7 +170,7 @@ def test_a_restored_cluster_goes_on_under_its_own_id() -> None:
 
 
 def test_only_the_backup_it_was_made_of_is_restored_and_only_once() -> None:
-    log = Log()
+    log = founded(0)
     body = {"cluster_id": "c-new", "source_cluster_id": "c-other", "source_index": 1}
     assert log.refuse(restore_cluster=body).reason == "OTHER_CLUSTER"
     body["source_cluster_id"] = "c-test"
@@ -181,7 +181,7 @@ def test_only_the_backup_it_was_made_of_is_restored_and_only_once() -> None:
 
 @pytest.mark.parametrize("new_id", ["", "c-test"])
 def test_a_restored_cluster_needs_another_id(new_id: str) -> None:
-    log = Log()
+    log = founded(0)
     body = {"cluster_id": new_id, "source_cluster_id": "c-test", "source_index": 1}
     refusal = log.refuse(restore_cluster=body)
     assert refusal.field == "cluster_id"
