@@ -110,6 +110,10 @@ class _AlertChangeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AlertChan
     """A teacher did something."""
     ALERT_CHANGE_SEVERITY_LOWERED: _AlertChange.ValueType  # 8
     """Severity fell while the episode goes on."""
+    ALERT_CHANGE_ERASED: _AlertChange.ValueType  # 9
+    """Deleted with its student's data (ClassroomService.DeleteStudentData): the alert holds its id,
+    classroom, timeline and severity, reads as resolved, and names nobody; it is in no list any more.
+    """
 
 class AlertChange(_AlertChange, metaclass=_AlertChangeEnumTypeWrapper):
     """AlertChange says what an event changed."""
@@ -132,6 +136,10 @@ ALERT_CHANGE_INTERVENTION: AlertChange.ValueType  # 7
 """A teacher did something."""
 ALERT_CHANGE_SEVERITY_LOWERED: AlertChange.ValueType  # 8
 """Severity fell while the episode goes on."""
+ALERT_CHANGE_ERASED: AlertChange.ValueType  # 9
+"""Deleted with its student's data (ClassroomService.DeleteStudentData): the alert holds its id,
+classroom, timeline and severity, reads as resolved, and names nobody; it is in no list any more.
+"""
 Global___AlertChange: _TypeAlias = AlertChange  # noqa: Y015
 
 @_typing.final
@@ -307,7 +315,9 @@ class AlertEvent(_message.Message):
     ALERT_FIELD_NUMBER: _builtins.int
     APPLIED_INDEX_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """Position in the one order of all alert events, from 1, without gaps."""
+    """Position in the one order of all alert events, from 1, without gaps. Events of a student whose
+    data was deleted keep their place and are not sent any more.
+    """
     change: Global___AlertChange.ValueType
     """What changed."""
     applied_index: _builtins.int

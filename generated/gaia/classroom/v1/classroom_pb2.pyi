@@ -45,7 +45,7 @@ class Classroom(_message.Message):
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """Log time of the last change."""
+        """Log time of the last change; a PutClassroom that changes nothing is none."""
 
     def __init__(
         self,
@@ -83,11 +83,11 @@ class PutClassroomRequest(_message.Message):
     """Makes a retry safe; kept for 15 minutes."""
     @_builtins.property
     def teacher_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Teachers; at most 1,000."""
+        """Teachers, in any order; one named twice counts once; at most 1,000."""
 
     @_builtins.property
     def student_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Students; at most 10,000."""
+        """Students, in any order; one named twice counts once; at most 10,000."""
 
     def __init__(
         self,
@@ -287,8 +287,11 @@ class DeleteStudentDataResponse(_message.Message):
     COMPACT_THROUGH_INDEX_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
     APPLIED_INDEX_FIELD_NUMBER: _builtins.int
+    REMOVED_HISTORY_FIELD_NUMBER: _builtins.int
+    REMOVED_ALERT_EVENTS_FIELD_NUMBER: _builtins.int
+    REMOVED_MEMBERSHIPS_FIELD_NUMBER: _builtins.int
     removed_windows: _builtins.int
-    """Windows removed."""
+    """Rolling windows removed, one for each timeline and app."""
     removed_alerts: _builtins.int
     """Alerts removed."""
     compact_through_index: _builtins.int
@@ -297,6 +300,12 @@ class DeleteStudentDataResponse(_message.Message):
     """Term of the log entry."""
     applied_index: _builtins.int
     """Index of the log entry."""
+    removed_history: _builtins.int
+    """Records of history and detector inputs removed."""
+    removed_alert_events: _builtins.int
+    """Alert events that lost their content."""
+    removed_memberships: _builtins.int
+    """Classrooms that the student was a member of."""
     def __init__(
         self,
         *,
@@ -305,10 +314,13 @@ class DeleteStudentDataResponse(_message.Message):
         compact_through_index: _builtins.int = ...,
         term: _builtins.int = ...,
         applied_index: _builtins.int = ...,
+        removed_history: _builtins.int = ...,
+        removed_alert_events: _builtins.int = ...,
+        removed_memberships: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "compact_through_index", b"compact_through_index", "removed_alerts", b"removed_alerts", "removed_windows", b"removed_windows", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "compact_through_index", b"compact_through_index", "removed_alert_events", b"removed_alert_events", "removed_alerts", b"removed_alerts", "removed_history", b"removed_history", "removed_memberships", b"removed_memberships", "removed_windows", b"removed_windows", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

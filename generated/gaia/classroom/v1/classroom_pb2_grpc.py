@@ -28,6 +28,10 @@ if _version_not_supported:
 class ClassroomServiceStub(object):
     """ClassroomService keeps the roster: which teachers and students belong to a classroom. Ids are the
     school's pseudonyms.
+
+    Codes that mean "definitely not applied": INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS,
+    FAILED_PRECONDITION, RESOURCE_EXHAUSTED, UNIMPLEMENTED, and UNAVAILABLE with the reason NO_QUORUM or
+    DRAINING. Every other error means "unknown": repeat with the same request_id.
     """
 
     def __init__(self, channel):
@@ -61,10 +65,16 @@ class ClassroomServiceStub(object):
 class ClassroomServiceServicer(object):
     """ClassroomService keeps the roster: which teachers and students belong to a classroom. Ids are the
     school's pseudonyms.
+
+    Codes that mean "definitely not applied": INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS,
+    FAILED_PRECONDITION, RESOURCE_EXHAUSTED, UNIMPLEMENTED, and UNAVAILABLE with the reason NO_QUORUM or
+    DRAINING. Every other error means "unknown": repeat with the same request_id.
     """
 
     def PutClassroom(self, request, context):
-        """PutClassroom creates or replaces a classroom.
+        """PutClassroom creates a classroom or replaces the whole of it; a repeated request is answered with
+        the classroom as it is then. RESOURCE_EXHAUSTED where there are classroom.max_classrooms already,
+        or where all together would have more than classroom.max_members teachers and students.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -85,7 +95,22 @@ class ClassroomServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteStudentData(self, request, context):
-        """DeleteStudentData removes one student's windows, history and alerts from the state.
+        """DeleteStudentData removes one student from the state: windows, history and detector inputs on
+        every timeline, alerts, and the memberships in classrooms. Batches that come later begin anew; a
+        batch that came before is still known and not counted again.
+
+        Alert events of the student keep their sequence without content and are not sent any more; each
+        removed alert gets one new event ALERT_CHANGE_ERASED that does not name the student, so that no
+        subscriber misses anything, gets anything twice, or keeps showing what is gone. Subscribers that
+        selected this student get nothing more.
+
+        Until a peer has a snapshot at or after compact_through_index (TakeSnapshot, at each peer, makes
+        one now) its log and older snapshot still hold the student on disk. With that snapshot the peer
+        drops both, also where a slow follower would have wanted the log, and within some seconds cleans
+        the freed pages of its database. What remains after that is outside of the cluster: backups,
+        copies, what clients and subscribers keep, and what a file system keeps of deleted files. Task
+        payloads, notes on tasks, and the names of sources, sessions and locks are not searched: keep
+        student ids out of them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,6 +150,10 @@ def add_ClassroomServiceServicer_to_server(servicer, server):
 class ClassroomService(object):
     """ClassroomService keeps the roster: which teachers and students belong to a classroom. Ids are the
     school's pseudonyms.
+
+    Codes that mean "definitely not applied": INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS,
+    FAILED_PRECONDITION, RESOURCE_EXHAUSTED, UNIMPLEMENTED, and UNAVAILABLE with the reason NO_QUORUM or
+    DRAINING. Every other error means "unknown": repeat with the same request_id.
     """
 
     @staticmethod

@@ -29,6 +29,10 @@ GRPC_VERSION: str
 class ClassroomServiceStub:
     """ClassroomService keeps the roster: which teachers and students belong to a classroom. Ids are the
     school's pseudonyms.
+
+    Codes that mean "definitely not applied": INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS,
+    FAILED_PRECONDITION, RESOURCE_EXHAUSTED, UNIMPLEMENTED, and UNAVAILABLE with the reason NO_QUORUM or
+    DRAINING. Every other error means "unknown": repeat with the same request_id.
     """
 
     @_typing.overload
@@ -36,33 +40,79 @@ class ClassroomServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ClassroomServiceAsyncStub: ...
     PutClassroom: _grpc.UnaryUnaryMultiCallable[_classroom_pb2.PutClassroomRequest, _classroom_pb2.PutClassroomResponse]
-    """PutClassroom creates or replaces a classroom."""
+    """PutClassroom creates a classroom or replaces the whole of it; a repeated request is answered with
+    the classroom as it is then. RESOURCE_EXHAUSTED where there are classroom.max_classrooms already,
+    or where all together would have more than classroom.max_members teachers and students.
+    """
     GetClassroom: _grpc.UnaryUnaryMultiCallable[_classroom_pb2.GetClassroomRequest, _classroom_pb2.GetClassroomResponse]
     """GetClassroom reads one classroom."""
     ListClassrooms: _grpc.UnaryUnaryMultiCallable[_classroom_pb2.ListClassroomsRequest, _classroom_pb2.ListClassroomsResponse]
     """ListClassrooms reads classrooms in the order of their ids, a page at a time."""
     DeleteStudentData: _grpc.UnaryUnaryMultiCallable[_classroom_pb2.DeleteStudentDataRequest, _classroom_pb2.DeleteStudentDataResponse]
-    """DeleteStudentData removes one student's windows, history and alerts from the state."""
+    """DeleteStudentData removes one student from the state: windows, history and detector inputs on
+    every timeline, alerts, and the memberships in classrooms. Batches that come later begin anew; a
+    batch that came before is still known and not counted again.
+
+    Alert events of the student keep their sequence without content and are not sent any more; each
+    removed alert gets one new event ALERT_CHANGE_ERASED that does not name the student, so that no
+    subscriber misses anything, gets anything twice, or keeps showing what is gone. Subscribers that
+    selected this student get nothing more.
+
+    Until a peer has a snapshot at or after compact_through_index (TakeSnapshot, at each peer, makes
+    one now) its log and older snapshot still hold the student on disk. With that snapshot the peer
+    drops both, also where a slow follower would have wanted the log, and within some seconds cleans
+    the freed pages of its database. What remains after that is outside of the cluster: backups,
+    copies, what clients and subscribers keep, and what a file system keeps of deleted files. Task
+    payloads, notes on tasks, and the names of sources, sessions and locks are not searched: keep
+    student ids out of them.
+    """
 
 @_typing.type_check_only
 class ClassroomServiceAsyncStub(ClassroomServiceStub):
     """ClassroomService keeps the roster: which teachers and students belong to a classroom. Ids are the
     school's pseudonyms.
+
+    Codes that mean "definitely not applied": INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS,
+    FAILED_PRECONDITION, RESOURCE_EXHAUSTED, UNIMPLEMENTED, and UNAVAILABLE with the reason NO_QUORUM or
+    DRAINING. Every other error means "unknown": repeat with the same request_id.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PutClassroom: _aio.UnaryUnaryMultiCallable[_classroom_pb2.PutClassroomRequest, _classroom_pb2.PutClassroomResponse]  # type: ignore[assignment]
-    """PutClassroom creates or replaces a classroom."""
+    """PutClassroom creates a classroom or replaces the whole of it; a repeated request is answered with
+    the classroom as it is then. RESOURCE_EXHAUSTED where there are classroom.max_classrooms already,
+    or where all together would have more than classroom.max_members teachers and students.
+    """
     GetClassroom: _aio.UnaryUnaryMultiCallable[_classroom_pb2.GetClassroomRequest, _classroom_pb2.GetClassroomResponse]  # type: ignore[assignment]
     """GetClassroom reads one classroom."""
     ListClassrooms: _aio.UnaryUnaryMultiCallable[_classroom_pb2.ListClassroomsRequest, _classroom_pb2.ListClassroomsResponse]  # type: ignore[assignment]
     """ListClassrooms reads classrooms in the order of their ids, a page at a time."""
     DeleteStudentData: _aio.UnaryUnaryMultiCallable[_classroom_pb2.DeleteStudentDataRequest, _classroom_pb2.DeleteStudentDataResponse]  # type: ignore[assignment]
-    """DeleteStudentData removes one student's windows, history and alerts from the state."""
+    """DeleteStudentData removes one student from the state: windows, history and detector inputs on
+    every timeline, alerts, and the memberships in classrooms. Batches that come later begin anew; a
+    batch that came before is still known and not counted again.
+
+    Alert events of the student keep their sequence without content and are not sent any more; each
+    removed alert gets one new event ALERT_CHANGE_ERASED that does not name the student, so that no
+    subscriber misses anything, gets anything twice, or keeps showing what is gone. Subscribers that
+    selected this student get nothing more.
+
+    Until a peer has a snapshot at or after compact_through_index (TakeSnapshot, at each peer, makes
+    one now) its log and older snapshot still hold the student on disk. With that snapshot the peer
+    drops both, also where a slow follower would have wanted the log, and within some seconds cleans
+    the freed pages of its database. What remains after that is outside of the cluster: backups,
+    copies, what clients and subscribers keep, and what a file system keeps of deleted files. Task
+    payloads, notes on tasks, and the names of sources, sessions and locks are not searched: keep
+    student ids out of them.
+    """
 
 class ClassroomServiceServicer:
     """ClassroomService keeps the roster: which teachers and students belong to a classroom. Ids are the
     school's pseudonyms.
+
+    Codes that mean "definitely not applied": INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS,
+    FAILED_PRECONDITION, RESOURCE_EXHAUSTED, UNIMPLEMENTED, and UNAVAILABLE with the reason NO_QUORUM or
+    DRAINING. Every other error means "unknown": repeat with the same request_id.
     """
 
     def PutClassroom(
@@ -70,7 +120,10 @@ class ClassroomServiceServicer:
         request: _classroom_pb2.PutClassroomRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_classroom_pb2.PutClassroomResponse, _abc.Awaitable[_classroom_pb2.PutClassroomResponse]]:
-        """PutClassroom creates or replaces a classroom."""
+        """PutClassroom creates a classroom or replaces the whole of it; a repeated request is answered with
+        the classroom as it is then. RESOURCE_EXHAUSTED where there are classroom.max_classrooms already,
+        or where all together would have more than classroom.max_members teachers and students.
+        """
 
     def GetClassroom(
         self,
@@ -91,6 +144,22 @@ class ClassroomServiceServicer:
         request: _classroom_pb2.DeleteStudentDataRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_classroom_pb2.DeleteStudentDataResponse, _abc.Awaitable[_classroom_pb2.DeleteStudentDataResponse]]:
-        """DeleteStudentData removes one student's windows, history and alerts from the state."""
+        """DeleteStudentData removes one student from the state: windows, history and detector inputs on
+        every timeline, alerts, and the memberships in classrooms. Batches that come later begin anew; a
+        batch that came before is still known and not counted again.
+
+        Alert events of the student keep their sequence without content and are not sent any more; each
+        removed alert gets one new event ALERT_CHANGE_ERASED that does not name the student, so that no
+        subscriber misses anything, gets anything twice, or keeps showing what is gone. Subscribers that
+        selected this student get nothing more.
+
+        Until a peer has a snapshot at or after compact_through_index (TakeSnapshot, at each peer, makes
+        one now) its log and older snapshot still hold the student on disk. With that snapshot the peer
+        drops both, also where a slow follower would have wanted the log, and within some seconds cleans
+        the freed pages of its database. What remains after that is outside of the cluster: backups,
+        copies, what clients and subscribers keep, and what a file system keeps of deleted files. Task
+        payloads, notes on tasks, and the names of sources, sessions and locks are not searched: keep
+        student ids out of them.
+        """
 
 def add_ClassroomServiceServicer_to_server(servicer: ClassroomServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -140,6 +140,8 @@ class WindowRecord(_message.Message):
     SWEPT_MS_FIELD_NUMBER: _builtins.int
     SERIES_FIELD_NUMBER: _builtins.int
     FURTHER_PIECE_FIELD_NUMBER: _builtins.int
+    OMISSIONS_FIELD_NUMBER: _builtins.int
+    OMITTED_TOTAL_FIELD_NUMBER: _builtins.int
     timeline_id: _builtins.str
     """Timeline; empty for live metrics."""
     student_id: _builtins.str
@@ -160,11 +162,17 @@ class WindowRecord(_message.Message):
     """Up to where types without measurements were looked for."""
     further_piece: _builtins.bool
     """It goes on with the window before; only series are set then."""
+    omitted_total: _builtins.int
+    """Measurements that were ever omitted."""
     @_builtins.property
     def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeriesRecord]:
         """Its measurements by type, sorted. The first of a further piece may go on with the last of the
         one before.
         """
+
+    @_builtins.property
+    def omissions(self) -> _containers.RepeatedCompositeFieldContainer[Global___OmissionRecord]:
+        """Its gap marks by type, sorted; all in the first piece."""
 
     def __init__(
         self,
@@ -180,14 +188,54 @@ class WindowRecord(_message.Message):
         swept_ms: _builtins.int = ...,
         series: _abc.Iterable[Global___SeriesRecord] | None = ...,
         further_piece: _builtins.bool = ...,
+        omissions: _abc.Iterable[Global___OmissionRecord] | None = ...,
+        omitted_total: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_total", b"accepted_total", "app_name", b"app_name", "classroom_id", b"classroom_id", "further_piece", b"further_piece", "late_total", b"late_total", "series", b"series", "student_id", b"student_id", "swept_ms", b"swept_ms", "timeline_id", b"timeline_id", "touched_ms", b"touched_ms", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_total", b"accepted_total", "app_name", b"app_name", "classroom_id", b"classroom_id", "further_piece", b"further_piece", "late_total", b"late_total", "omissions", b"omissions", "omitted_total", b"omitted_total", "series", b"series", "student_id", b"student_id", "swept_ms", b"swept_ms", "timeline_id", b"timeline_id", "touched_ms", b"touched_ms", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WindowRecord: _TypeAlias = WindowRecord  # noqa: Y015
+
+@_typing.final
+class OmissionRecord(_message.Message):
+    """OmissionRecord are the gap marks of one type, by time and reason."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRIC_TYPE_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    TIMES_MS_FIELD_NUMBER: _builtins.int
+    OMITTED_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    metric_type: _builtins.str
+    """The type; empty where the sender did not know."""
+    count: _builtins.int
+    """How many marks."""
+    times_ms: _builtins.bytes
+    """Times in milliseconds, a packed column."""
+    omitted: _builtins.bytes
+    """How many measurements each stands for, a packed column."""
+    reasons: _builtins.bytes
+    """gaia.metrics.v1.OmissionReason, a byte each."""
+    def __init__(
+        self,
+        *,
+        metric_type: _builtins.str = ...,
+        count: _builtins.int = ...,
+        times_ms: _builtins.bytes = ...,
+        omitted: _builtins.bytes = ...,
+        reasons: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "metric_type", b"metric_type", "omitted", b"omitted", "reasons", b"reasons", "times_ms", b"times_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OmissionRecord: _TypeAlias = OmissionRecord  # noqa: Y015
 
 @_typing.final
 class SeriesRecord(_message.Message):

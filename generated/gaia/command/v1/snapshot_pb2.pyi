@@ -47,6 +47,8 @@ class SnapshotRecord(_message.Message):
     LOCK_COUNTERS_FIELD_NUMBER: _builtins.int
     LOCK_FIELD_NUMBER: _builtins.int
     LOCK_WAIT_FIELD_NUMBER: _builtins.int
+    CLASSROOM_FIELD_NUMBER: _builtins.int
+    DELETIONS_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     TIMELINE_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
@@ -118,6 +120,14 @@ class SnapshotRecord(_message.Message):
         """A wait for a lock."""
 
     @_builtins.property
+    def classroom(self) -> Global___ClassroomRecord:
+        """A classroom, or a piece of one."""
+
+    @_builtins.property
+    def deletions(self) -> Global___Deletions:
+        """Which student data was deleted last; absent where none ever was."""
+
+    @_builtins.property
     def source(self) -> _metrics_record_pb2.SourceRecord:
         """64 to 127: metrics and alerts.
 
@@ -166,6 +176,8 @@ class SnapshotRecord(_message.Message):
         lock_counters: Global___LockCounters | None = ...,
         lock: Global___LockRecord | None = ...,
         lock_wait: Global___LockWaitRecord | None = ...,
+        classroom: Global___ClassroomRecord | None = ...,
+        deletions: Global___Deletions | None = ...,
         source: _metrics_record_pb2.SourceRecord | None = ...,
         timeline: _metrics_record_pb2.TimelineRecord | None = ...,
         window: _metrics_record_pb2.WindowRecord | None = ...,
@@ -174,11 +186,11 @@ class SnapshotRecord(_message.Message):
         alert: _metrics_record_pb2.AlertRecord | None = ...,
         episode: _metrics_record_pb2.EpisodeRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "alert_counters", b"alert_counters", "alert_events", b"alert_events", "body", b"body", "episode", b"episode", "finished_tasks", b"finished_tasks", "granted_waits", b"granted_waits", "header", b"header", "lock", b"lock", "lock_counters", b"lock_counters", "lock_wait", b"lock_wait", "request", b"request", "request_sweeps", b"request_sweeps", "session", b"session", "session_counters", b"session_counters", "source", b"source", "task", b"task", "task_counters", b"task_counters", "timeline", b"timeline", "trailer", b"trailer", "wait", b"wait", "wait_counters", b"wait_counters", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "alert_counters", b"alert_counters", "alert_events", b"alert_events", "body", b"body", "classroom", b"classroom", "deletions", b"deletions", "episode", b"episode", "finished_tasks", b"finished_tasks", "granted_waits", b"granted_waits", "header", b"header", "lock", b"lock", "lock_counters", b"lock_counters", "lock_wait", b"lock_wait", "request", b"request", "request_sweeps", b"request_sweeps", "session", b"session", "session_counters", b"session_counters", "source", b"source", "task", b"task", "task_counters", b"task_counters", "timeline", b"timeline", "trailer", b"trailer", "wait", b"wait", "wait_counters", b"wait_counters", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "alert_counters", b"alert_counters", "alert_events", b"alert_events", "body", b"body", "episode", b"episode", "finished_tasks", b"finished_tasks", "granted_waits", b"granted_waits", "header", b"header", "lock", b"lock", "lock_counters", b"lock_counters", "lock_wait", b"lock_wait", "request", b"request", "request_sweeps", b"request_sweeps", "session", b"session", "session_counters", b"session_counters", "source", b"source", "task", b"task", "task_counters", b"task_counters", "timeline", b"timeline", "trailer", b"trailer", "wait", b"wait", "wait_counters", b"wait_counters", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "alert_counters", b"alert_counters", "alert_events", b"alert_events", "body", b"body", "classroom", b"classroom", "deletions", b"deletions", "episode", b"episode", "finished_tasks", b"finished_tasks", "granted_waits", b"granted_waits", "header", b"header", "lock", b"lock", "lock_counters", b"lock_counters", "lock_wait", b"lock_wait", "request", b"request", "request_sweeps", b"request_sweeps", "session", b"session", "session_counters", b"session_counters", "source", b"source", "task", b"task", "task_counters", b"task_counters", "timeline", b"timeline", "trailer", b"trailer", "wait", b"wait", "wait_counters", b"wait_counters", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["header", "trailer", "request", "request_sweeps", "session_counters", "session", "task_counters", "task", "finished_tasks", "wait_counters", "wait", "granted_waits", "lock_counters", "lock", "lock_wait", "source", "timeline", "window", "alert_events", "alert_counters", "alert", "episode"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["header", "trailer", "request", "request_sweeps", "session_counters", "session", "task_counters", "task", "finished_tasks", "wait_counters", "wait", "granted_waits", "lock_counters", "lock", "lock_wait", "classroom", "deletions", "source", "timeline", "window", "alert_events", "alert_counters", "alert", "episode"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -889,3 +901,71 @@ class LockWaitRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LockWaitRecord: _TypeAlias = LockWaitRecord  # noqa: Y015
+
+@_typing.final
+class ClassroomRecord(_message.Message):
+    """ClassroomRecord is one classroom, or a further piece of the one before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLASSROOM_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    UPDATE_MS_FIELD_NUMBER: _builtins.int
+    TEACHER_IDS_FIELD_NUMBER: _builtins.int
+    STUDENT_IDS_FIELD_NUMBER: _builtins.int
+    FURTHER_PIECE_FIELD_NUMBER: _builtins.int
+    classroom_id: _builtins.str
+    """Id."""
+    name: _builtins.str
+    """Name."""
+    update_ms: _builtins.int
+    """When it last changed."""
+    further_piece: _builtins.bool
+    """It goes on with the classroom before; only members are set then."""
+    @_builtins.property
+    def teacher_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Teachers, sorted. Those of a further piece go on where the ones before end."""
+
+    @_builtins.property
+    def student_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Students, likewise."""
+
+    def __init__(
+        self,
+        *,
+        classroom_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        update_ms: _builtins.int = ...,
+        teacher_ids: _abc.Iterable[_builtins.str] | None = ...,
+        student_ids: _abc.Iterable[_builtins.str] | None = ...,
+        further_piece: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classroom_id", b"classroom_id", "further_piece", b"further_piece", "name", b"name", "student_ids", b"student_ids", "teacher_ids", b"teacher_ids", "update_ms", b"update_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassroomRecord: _TypeAlias = ClassroomRecord  # noqa: Y015
+
+@_typing.final
+class Deletions(_message.Message):
+    """Deletions tells up to where logs must not be kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAST_INDEX_FIELD_NUMBER: _builtins.int
+    last_index: _builtins.int
+    """Index of the last DeleteStudentData."""
+    def __init__(
+        self,
+        *,
+        last_index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_index", b"last_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Deletions: _TypeAlias = Deletions  # noqa: Y015

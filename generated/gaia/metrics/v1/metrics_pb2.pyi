@@ -152,7 +152,8 @@ class MetricBatch(_message.Message):
     @_builtins.property
     def omissions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Omission]:
         """Measurements that were made and will never be sent, so that a window can say how complete it
-        is; at most 100.
+        is; at most 100. Part of the batch's content: a repeated batch counts them once. A cluster below
+        feature level 3 takes no notice of them.
         """
 
     def __init__(
@@ -190,9 +191,11 @@ class Omission(_message.Message):
     metric_type: _builtins.str
     """What was measured; empty where the sender does not know."""
     count: _builtins.int
-    """How many; at least 1."""
+    """How many; 1 to 1,000,000,000."""
     event_time_ms: _builtins.int
-    """When the last of them was made, by the device's clock; 0 is the batch's sent_at_ms."""
+    """When the last of them was made, by the device's clock; 0 is the batch's sent_at_ms. All of them
+    count at that time; one further ahead of sent_at_ms than metrics.max_future counts there.
+    """
     reason: Global___OmissionReason.ValueType
     """Why they are missing."""
     def __init__(
@@ -461,7 +464,9 @@ class MetricAggregate(_message.Message):
     omitted_count: _builtins.int
     """Measurements that were made in the window and are missing, as far as senders told."""
     completeness: _builtins.float
-    """count / (count + omitted_count): 1 where nothing is known to be missing."""
+    """count / (count + omitted_count): 1 where nothing is known to be missing. A type of which nothing
+    but gaps is in the window stands here with a count of 0 and 0 everywhere.
+    """
     def __init__(
         self,
         *,
@@ -528,7 +533,9 @@ class Aggregate(_message.Message):
     omitted_total: _builtins.int
     """Measurements of this student in this app that were ever omitted, as far as senders told."""
     completeness: _builtins.float
-    """Share of the window's measurements that are in it, of those that senders told of, 0 to 1."""
+    """Share of the window's measurements that are in it, of those that senders told of, 0 to 1; also
+    counts omissions without a type, which stand in no entry of metrics.
+    """
     @_builtins.property
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetricAggregate]:
         """One entry a metric type, sorted by type."""
