@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="AI worker sessions.", cls=ListByDefault, rich_markup_mode=None)
 
+LabelOption = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="KEY[=VALUE]", help="Only with this label; repeatable."),
+]
+
 
 @app.command("list")
 def list_sessions(
@@ -37,6 +42,8 @@ def list_sessions(
         str, typer.Option("--health", help="Only healthy, degraded or failed ones.")
     ] = "",
     provider: Annotated[str, typer.Option("--provider", help="Only of this provider.")] = "",
+    specialty: Annotated[str, typer.Option("--specialty", help="Only of this specialty.")] = "",
+    label: LabelOption = None,
     limit: LimitOption = 1_000,
     cluster: ClusterOption = DEFAULT_CLUSTER,
     json_output: JsonOption = False,
@@ -45,8 +52,14 @@ def list_sessions(
     from gaia.session.v1 import session_pb2
 
     from gaia_grpc.cli.ask import ask_all
+    from gaia_grpc.client.resources import session_labels
 
-    request = session_pb2.ListSessionsRequest(provider=provider, health=_health(health))
+    request = session_pb2.ListSessionsRequest(
+        provider=provider,
+        health=_health(health),
+        specialty=specialty,
+        labels=session_labels(_labels(label)),
+    )
     found = ask_all(cluster, lambda peer: peer.sessions.ListSessions, request, "sessions", limit)
     if json_output:
         print_json(found)
@@ -77,7 +90,7 @@ def list_sessions(
         ),
         "no sessions",
     )
-    print_cut_off(found, len(found.sessions), " or --health, --provider")
+    print_cut_off(found, len(found.sessions), " or --health, --provider, --specialty, --label")
 
 
 @app.command("watch")
@@ -86,6 +99,8 @@ def watch_sessions(
         str, typer.Option("--health", help="Only healthy, degraded or failed ones.")
     ] = "",
     provider: Annotated[str, typer.Option("--provider", help="Only of this provider.")] = "",
+    specialty: Annotated[str, typer.Option("--specialty", help="Only of this specialty.")] = "",
+    label: LabelOption = None,
     count: CountOption = None,
     cluster: ClusterOption = DEFAULT_CLUSTER,
     json_output: JsonOption = False,
@@ -94,9 +109,12 @@ def watch_sessions(
     from gaia_grpc.cli.follow import follow
 
     chosen = _health(health)
+    labels = _labels(label)
     follow(
         cluster,
-        lambda client: client.sessions.watch(provider=provider, health=chosen),
+        lambda client: client.sessions.watch(
+            provider=provider, health=chosen, specialty=specialty, labels=labels
+        ),
         "session",
         (("SESSION", 14), ("HEALTH", 8), ("TASKS", 7), ("SPECIALTY", 10), ("TIER", 7),
          ("NAME", 0)),
@@ -131,6 +149,7 @@ def get_session(
             ("provider", session.provider or "-"),
             ("specialty", session.specialty),
             ("health", enum_word(session_pb2.Health.Name, session.health, "HEALTH")),
+            ("labels", " ".join(f"{one.key}={one.value}" for one in session.labels) or "-"),
             ("incarnation", session.incarnation),
             ("tasks", f"{session.claimed_tasks} of {session.max_concurrent_tasks}"),
             (f"registered ({LOG_TIME}, UTC)", time_text(session.register_time)),
@@ -140,14 +159,15 @@ def get_session(
     )
 
 
-@app.command("scores")
+@app.command("score")
+@app.command("scores", hidden=True)  # its name in earlier versions
 def score_sessions(
     affinity: Annotated[str, typer.Argument(metavar="AFFINITY")] = "general",
     limit: LimitOption = 100,
     cluster: ClusterOption = DEFAULT_CLUSTER,
     json_output: JsonOption = False,
 ) -> None:
-    """Show how well each session fits an affinity, best first."""
+    """Show how well each session fits an affinity, best first, with the parts of the score."""
     from gaia.session.v1 import session_pb2
 
     from gaia_grpc.cli.ask import ask
@@ -159,10 +179,13 @@ def score_sessions(
         return
     found_all = len(found.scores) < request.page_size
     print_table(
-        ("SCORE", "FREE", "ELIGIBLE", "SESSION", "NAME", "WHY"),
+        ("SCORE", "AFFINITY", "CAPACITY", "HEALTH", "FREE", "ELIGIBLE", "SESSION", "NAME", "WHY"),
         (
             (
+                f"{score.score:.3f}",
                 f"{score.affinity_score:.1f}",
+                f"{score.capacity_score:.2f}",
+                f"{score.health_score:.1f}",
                 score.free_capacity,
                 "yes" if score.eligible else "no",
                 score.session.session_id,
@@ -175,6 +198,17 @@ def score_sessions(
     )
     if not found_all:
         print(f"showing {len(found.scores):,}, there may be more: --limit N", file=sys.stderr)
+
+
+def _labels(words: list[str] | None) -> dict[str, str]:
+    """Labels by key; an empty value is any."""
+    found: dict[str, str] = {}
+    for word in words or ():
+        key, _, value = word.partition("=")
+        if not key or key in found:
+            raise ConfigError(f"--label: {word!r} is no KEY[=VALUE], or the key is there twice")
+        found[key] = value
+    return found
 
 
 def _health(word: str) -> session_messages.Health.ValueType:

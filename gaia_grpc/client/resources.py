@@ -35,6 +35,13 @@ def duration(seconds: float) -> Duration:
     return value
 
 
+def session_labels(labels: Mapping[str, str] | None) -> list[session_pb2.Label]:
+    """Labels as a request has them."""
+    return [
+        session_pb2.Label(key=key, value=value) for key, value in sorted((labels or {}).items())
+    ]
+
+
 class SessionsApi:
     """SessionService."""
 
@@ -61,10 +68,7 @@ class SessionsApi:
             tier=tier,
             provider=provider,
             request_id=request_id,
-            labels=[
-                session_pb2.Label(key=key, value=value)
-                for key, value in sorted((labels or {}).items())
-            ],
+            labels=session_labels(labels),
         )
         return await self._connection.call(
             lambda peer: peer.sessions.RegisterSession, request, timeout=timeout
@@ -117,14 +121,21 @@ class SessionsApi:
         health: session_pb2.Health.ValueType = session_pb2.HEALTH_UNSPECIFIED,
         tier: session_pb2.Tier.ValueType = session_pb2.TIER_UNSPECIFIED,
         provider: str = "",
+        specialty: str = "",
+        labels: Mapping[str, str] | None = None,
         page_size: int = 1_000,
         consistency: Consistency = LINEARIZABLE,
     ) -> AsyncIterator[session_pb2.Session]:
-        """All matching sessions in the order of their ids, page by page."""
+        """All matching sessions in the order of their ids, page by page.
+
+        Those with all of the `labels`; an empty value fits any.
+        """
         request = session_pb2.ListSessionsRequest(
             health=health,
             tier=tier,
             provider=provider,
+            specialty=specialty,
+            labels=session_labels(labels),
             page_size=page_size,
             consistency=consistency,
         )
@@ -159,12 +170,20 @@ class SessionsApi:
         tier: session_pb2.Tier.ValueType = session_pb2.TIER_UNSPECIFIED,
         provider: str = "",
         health: session_pb2.Health.ValueType = session_pb2.HEALTH_UNSPECIFIED,
+        specialty: str = "",
+        labels: Mapping[str, str] | None = None,
         interval: float = DEFAULT_INTERVAL_S,
         address: str | None = None,
         timeout: float | None = None,
     ) -> SessionWatch:
         """Every matching session and then each change, across reconnects; see `StateWatch`."""
-        request = session_pb2.WatchSessionsRequest(tier=tier, provider=provider, health=health)
+        request = session_pb2.WatchSessionsRequest(
+            tier=tier,
+            provider=provider,
+            health=health,
+            specialty=specialty,
+            labels=session_labels(labels),
+        )
         return watch_sessions(
             self._connection, request, interval=interval, address=address, timeout=timeout
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from gaia.session.v1 import session_pb2
 
@@ -172,11 +172,6 @@ class SessionKeeper:
                         "worker %s lost its session and registered again", self._registration.name
                     )
                     return
-
-
-def session_labels(labels: Mapping[str, str]) -> list[session_pb2.Label]:
-    """Labels as a request has them."""
-    return [session_pb2.Label(key=key, value=value) for key, value in sorted(labels.items())]
 
 
 def backoff_s(failures: int, draw: Callable[[], float]) -> float:

@@ -67,16 +67,21 @@ class TasksApi:
         wait: float = 0.0,
         task_types: Sequence[str] = (),
         include_unmatched: bool = False,
+        incarnation: int = 0,
         request_id: str = "",
         timeout: float | None = None,
     ) -> task_pb2.ClaimTasksResponse:
-        """Takes up to `max_tasks`, waiting up to `wait` seconds (60 at most) for the first."""
+        """Takes up to `max_tasks`, waiting up to `wait` seconds (60 at most) for the first.
+
+        With the session's `incarnation`, one that has registered anew since gets nothing here.
+        """
         request = task_pb2.ClaimTasksRequest(
             session_id=session_id,
             max_tasks=max_tasks,
             wait=duration(wait) if wait else None,
             task_types=task_types,
             include_unmatched=include_unmatched,
+            incarnation=incarnation,
             request_id=request_id,
         )
         return await self._connection.call(

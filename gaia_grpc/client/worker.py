@@ -25,7 +25,8 @@ from gaia.task.v1 import task_pb2
 from gaia_grpc.client.attempts import LOG, Attempt, TaskHandler, WorkerCounters, cancel
 from gaia_grpc.client.client import Client
 from gaia_grpc.client.jobs import BlockingJob, Job
-from gaia_grpc.client.session_keeper import SESSION_LOST, SessionKeeper, backoff_s, session_labels
+from gaia_grpc.client.resources import session_labels
+from gaia_grpc.client.session_keeper import SESSION_LOST, SessionKeeper, backoff_s
 from gaia_grpc.errors import (
     ConfigError,
     DomainError,
@@ -138,7 +139,7 @@ class Worker:
                 max_concurrent_tasks=concurrency,
                 tier=tier,
                 provider=provider,
-                labels=session_labels(labels or {}),
+                labels=session_labels(labels),
             ),
             self.counters,
             interval_s=heartbeat_interval,
@@ -335,6 +336,7 @@ class Worker:
                 wait=self._claim_wait,
                 task_types=call.task_types,
                 include_unmatched=self._include_unmatched,
+                incarnation=call.session.incarnation,
                 request_id=call.request_id,
             )
         except OutcomeUnknownError as error:

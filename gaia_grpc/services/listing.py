@@ -19,6 +19,7 @@ from gaia_grpc.services.ingress import Ingress
 RECORDS_PER_READ: Mapping[str, tuple[str, int]] = {
     "list_sessions": ("sessions", 100),
     "list_tasks": ("tasks", 100),
+    "list_task_policies": ("policies", 100),
     "list_alerts": ("alerts", 100),
     "list_locks": ("locks", 100),
     # Quantiles are computed when they are asked for.

@@ -73,9 +73,11 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
             task_types=request.task_types,
             include_unmatched=request.include_unmatched,
         )
-        # A retry has less time to wait and is the same request all the same.
+        # A retry has less time to wait, and a peer that it reaches may not know of incarnations: it
+        # is the same request all the same.
         digest_body = command_pb2.Command(claim_tasks=body)
         body.wait_ms = milliseconds(request.wait)
+        body.incarnation = request.incarnation
         command = command_pb2.Command(claim_tasks=body)
         outcome = await self._waits.submit(
             self._ingress.submit(context, command, request.request_id, digest_body=digest_body)
@@ -162,7 +164,10 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
             session_id=request.session_id,
             error=request.error,
             permanent=request.permanent,
+            error_type=request.error_type,
         )
+        if request.HasField("retry_delay"):
+            body.retry_delay_ms = milliseconds(request.retry_delay)
         command = command_pb2.Command(fail_task=body)
         outcome = await self._ingress.submit(context, command, idempotent=True)
         return task_pb2.FailTaskResponse(
@@ -202,12 +207,51 @@ class TaskService(task_pb2_grpc.TaskServiceServicer):
     ) -> task_pb2.RequeueTaskResponse:
         """Makes a dead task pending again."""
         self._ingress.check(request)
-        body = command_pb2.RequeueTask(task_id=request.task_id)
+        body = command_pb2.RequeueTask(
+            task_id=request.task_id, include_dependents=request.include_dependents
+        )
         command = command_pb2.Command(requeue_task=body)
         outcome = await self._ingress.submit(context, command, request.request_id)
+        results = outcome.result.tasks
         return task_pb2.RequeueTaskResponse(
-            task=outcome.result.tasks.tasks[0], term=outcome.term, applied_index=outcome.index
+            task=results.tasks[0],
+            term=outcome.term,
+            applied_index=outcome.index,
+            requeued_dependents=results.requeued_dependents,
         )
+
+    async def PutTaskPolicy(
+        self, request: task_pb2.PutTaskPolicyRequest, context: Context
+    ) -> task_pb2.PutTaskPolicyResponse:
+        """Says how tasks of a type are tried again."""
+        self._ingress.check(request)
+        request.policy.ClearField("update_time")
+        command = command_pb2.Command(put_task_policy=request.policy)
+        outcome = await self._ingress.submit(context, command, request.request_id)
+        return task_pb2.PutTaskPolicyResponse(
+            policy=outcome.result.task_policy, term=outcome.term, applied_index=outcome.index
+        )
+
+    async def DeleteTaskPolicy(
+        self, request: task_pb2.DeleteTaskPolicyRequest, context: Context
+    ) -> task_pb2.DeleteTaskPolicyResponse:
+        """Takes that back."""
+        self._ingress.check(request)
+        body = command_pb2.DeleteTaskPolicy(task_type=request.task_type)
+        command = command_pb2.Command(delete_task_policy=body)
+        outcome = await self._ingress.submit(context, command, request.request_id)
+        return task_pb2.DeleteTaskPolicyResponse(
+            policy=outcome.result.task_policy, term=outcome.term, applied_index=outcome.index
+        )
+
+    async def ListTaskPolicies(
+        self, request: task_pb2.ListTaskPoliciesRequest, context: Context
+    ) -> task_pb2.ListTaskPoliciesResponse:
+        """Reads a page of policies."""
+        self._ingress.check(request)
+        query = query_pb2.Query(list_task_policies=request)
+        page: task_pb2.ListTaskPoliciesResponse = await read_page(self._ingress, context, query)
+        return page
 
     async def GetTask(
         self, request: task_pb2.GetTaskRequest, context: Context

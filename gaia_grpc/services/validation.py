@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeAlias
 
 from google.protobuf.duration_pb2 import Duration
@@ -126,13 +127,13 @@ def enum(known: Iterable[int]) -> Rule:
     return check
 
 
-def duration(most_ms: int) -> Rule:
-    """A well-formed Duration from 0 to `most_ms`, or unset."""
+def duration(most_ms: int, *, least_ms: int = 0) -> Rule:
+    """A well-formed Duration within bounds; an unset one reads as 0."""
 
     def check(value: Duration) -> str:
         milliseconds = value.seconds * 1000 + value.nanos // 1_000_000
-        if not 0 <= value.nanos < 1_000_000_000 or not 0 <= milliseconds <= most_ms:
-            return f"must be 0 to {most_ms} ms"
+        if not 0 <= value.nanos < 1_000_000_000 or not least_ms <= milliseconds <= most_ms:
+            return f"must be {least_ms} to {most_ms} ms"
         return ""
 
     return check
@@ -170,15 +171,29 @@ class Items:
     unique: str = ""
 
 
-Rules: TypeAlias = Mapping[str, "Rule | Part | Items"]
+@dataclass(frozen=True, slots=True)
+class WhenSet:
+    """A field with presence whose rule holds only where it is set: a zero is a value then."""
+
+    rule: Rule
+
+
+Rules: TypeAlias = Mapping[str, "Rule | Part | Items | WhenSet"]
 """Field name -> what it must be."""
+Check: TypeAlias = Callable[[Any], Iterable[FieldViolation]]
+"""What is wrong with a whole request whose fields are right one by one."""
 
 
 class Validator:
     """Checks requests by a table from message type to rules."""
 
-    def __init__(self, table: Mapping[type[Message], Rules]) -> None:
+    def __init__(
+        self,
+        table: Mapping[type[Message], Rules],
+        checks: Mapping[type[Message], Check] | None = None,
+    ) -> None:
         self._plans = {message: _Plan(rules) for message, rules in table.items()}
+        self._checks = dict(checks or {})
 
     @property
     def fields(self) -> Mapping[type[Message], Sequence[str]]:
@@ -189,6 +204,9 @@ class Validator:
         """Raises `InvalidArgumentError` with every violation; a type without rules is a bug."""
         found: list[FieldViolation] = []
         self._plans[type(request)].collect(request, "", found)
+        check = self._checks.get(type(request))
+        if check is not None and not found:
+            found += islice(check(request), MAX_COLLECTED)
         if not found:
             return
         first = f"{found[0].field} {found[0].description}"
@@ -199,15 +217,18 @@ class Validator:
 class _Plan:
     """The rules of one message, sorted out once: a batch is checked a thousand times by one."""
 
-    __slots__ = ("_items", "_parts", "_plain", "fields")
+    __slots__ = ("_items", "_parts", "_plain", "_when_set", "fields")
 
     def __init__(self, rules: Rules) -> None:
         self.fields = tuple(rules)
         self._plain: list[tuple[str, Rule]] = []
+        self._when_set: list[tuple[str, Rule]] = []
         self._parts: list[tuple[str, _Plan]] = []
         self._items: list[tuple[str, Items, _Plan]] = []
         for name, rule in rules.items():
-            if isinstance(rule, Part):
+            if isinstance(rule, WhenSet):
+                self._when_set.append((name, rule.rule))
+            elif isinstance(rule, Part):
                 self._parts.append((name, _Plan(rule.rules)))
             elif isinstance(rule, Items):
                 self._items.append((name, rule, _Plan(rule.rules)))
@@ -218,6 +239,10 @@ class _Plan:
         """Adds what is wrong with the message at `prefix`."""
         for name, rule in self._plain:
             wrong = rule(getattr(message, name))
+            if wrong and len(found) < MAX_COLLECTED:
+                found.append(FieldViolation(prefix + name, wrong))
+        for name, rule in self._when_set:
+            wrong = rule(getattr(message, name)) if message.HasField(name) else ""
             if wrong and len(found) < MAX_COLLECTED:
                 found.append(FieldViolation(prefix + name, wrong))
         for name, part in self._parts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from gaia.command.v1 import command_pb2, snapshot_pb2
 from gaia.session.v1 import session_pb2
@@ -15,8 +15,17 @@ DEGRADED: Final = session_pb2.HEALTH_DEGRADED
 FAILED: Final = session_pb2.HEALTH_FAILED
 
 
-Mark: TypeAlias = tuple[int, str, int]
-"""(tier, provider, health): what a watch may select by."""
+Labels: TypeAlias = tuple[tuple[str, str], ...]
+
+
+class Mark(NamedTuple):
+    """What lists and watches may select by."""
+
+    tier: int
+    provider: str
+    health: int
+    specialty: str
+    labels: Labels
 
 
 def session_id_of(number: int) -> str:
@@ -52,7 +61,7 @@ class Session:
         self.provider = ""
         self.specialty = ""
         self.max_concurrent_tasks = 1
-        self.labels: tuple[tuple[str, str], ...] = ()
+        self.labels: Labels = ()
         self.health: session_pb2.Health.ValueType = HEALTHY
         self.last_heartbeat_ms = 0
         self.register_ms = 0
@@ -106,8 +115,8 @@ class Session:
 
     @property
     def mark(self) -> Mark:
-        """What a watch may select by."""
-        return (self.tier, self.provider, self.health)
+        """What lists and watches may select by."""
+        return Mark(self.tier, self.provider, self.health, self.specialty, self.labels)
 
     @property
     def ready(self) -> bool:

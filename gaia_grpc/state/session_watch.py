@@ -9,7 +9,7 @@ from gaia.session.v1 import session_pb2
 
 from gaia_grpc.state.changes import ChangeLog
 from gaia_grpc.state.context import Context
-from gaia_grpc.state.session_record import Mark, Session
+from gaia_grpc.state.session_record import Labels, Mark, Session
 from gaia_grpc.state.watching import Event, Kind, Selection, next_step
 
 MOST_PER_STEP = 1_000
@@ -33,16 +33,7 @@ class SessionWatch:
     def next(self, body: query_pb2.WatchSessionsQuery, now_ms: int) -> query_pb2.QueryResult:
         """What a watch is sent next."""
         del now_ms
-        select = body.filter
-
-        def marked(mark: Mark) -> bool:
-            tier, provider, health = mark
-            return (
-                select.tier in (session_pb2.TIER_UNSPECIFIED, tier)
-                and select.provider in ("", provider)
-                and select.health in (session_pb2.HEALTH_UNSPECIFIED, health)
-            )
-
+        marked = selector(body.filter)
         selection = Selection[Session, Mark](
             records_after=self._after,
             number_of=lambda session: session.number,
@@ -80,3 +71,32 @@ class SessionWatch:
             else:
                 message.session.CopyFrom(session.message())
         return message
+
+
+def selector(
+    select: session_pb2.ListSessionsRequest | session_pb2.WatchSessionsRequest,
+) -> Callable[[Mark], bool]:
+    """Whether a session with this mark is one that the request asks for."""
+    tier, provider, health, specialty = (
+        select.tier,
+        select.provider,
+        select.health,
+        select.specialty,
+    )
+    labels = tuple((label.key, label.value) for label in select.labels)
+
+    def selected(mark: Mark) -> bool:
+        return (
+            tier in (session_pb2.TIER_UNSPECIFIED, mark.tier)
+            and provider in ("", mark.provider)
+            and health in (session_pb2.HEALTH_UNSPECIFIED, mark.health)
+            and specialty in ("", mark.specialty)
+            and (not labels or _has_labels(mark.labels, labels))
+        )
+
+    return selected
+
+
+def _has_labels(labels: Labels, wanted: Labels) -> bool:
+    own = dict(labels)
+    return all(key in own and value in ("", own[key]) for key, value in wanted)

@@ -7,6 +7,7 @@ name and keeps its id with a higher incarnation.
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
@@ -15,12 +16,13 @@ from gaia.command.v1 import command_pb2, query_pb2, snapshot_pb2
 from gaia.session.v1 import session_pb2
 
 from gaia_grpc.state import page_tokens, refusal, topics
-from gaia_grpc.state.affinity import GENERAL, NONE, affinity_score
+from gaia_grpc.state.affinity import GENERAL, NONE
 from gaia_grpc.state.changes import ChangeLog
 from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
 from gaia_grpc.state.refusal import Refused, refused
 from gaia_grpc.state.session_record import DEGRADED, FAILED, HEALTHY, Mark, Session
-from gaia_grpc.state.session_watch import SessionWatch
+from gaia_grpc.state.session_score import scored
+from gaia_grpc.state.session_watch import SessionWatch, selector
 from gaia_grpc.state.snapshot import FrozenInOrder, Part, records_section, single_section
 from gaia_grpc.state.timers import Timer
 
@@ -136,7 +138,7 @@ class SessionTable:
         outcomes = []
         for heartbeat in body.heartbeats:
             try:
-                session = self._current(heartbeat.session_id, heartbeat.incarnation)
+                session = self.current(heartbeat.session_id, heartbeat.incarnation)
                 if session.health == FAILED:
                     raise session_failed(session)
             except Refused as no:
@@ -154,7 +156,7 @@ class SessionTable:
 
     def deregister(self, body: command_pb2.DeregisterSession) -> command_pb2.CommandResult:
         """Removes a session; its claims go back at once and count as no attempt."""
-        session = self._current(body.session_id, body.incarnation)
+        session = self.current(body.session_id, body.incarnation)
         held = session.message()
         released = (
             0 if self._listener is None else self._listener.session_lost(session, counted=False)
@@ -178,9 +180,10 @@ class SessionTable:
         del now_ms
         size = page_tokens.page_size(body.page_size)
         after = page_tokens.decode(body, body.page_token)
+        select = selector(body)
         answer = session_pb2.ListSessionsResponse()
         for session in self:
-            if session.session_id <= after or not _selected(session, body):
+            if session.session_id <= after or not select(session.mark):
                 continue
             if len(answer.sessions) == size:
                 last = answer.sessions[-1].session_id
@@ -190,30 +193,15 @@ class SessionTable:
         return query_pb2.QueryResult(list_sessions=answer)
 
     def score(self, body: session_pb2.ScoreSessionsRequest, now_ms: int) -> query_pb2.QueryResult:
-        """The best sessions for an affinity: eligible ones first, by score, capacity and id."""
+        """The best sessions for an affinity, in the order that the contract states."""
         del now_ms
         size = page_tokens.page_size(body.page_size)
         affinity = body.affinity or GENERAL
-        scored = [(session, affinity_score(session.specialty, affinity)) for session in self]
-        scored.sort(
-            key=lambda pair: (
-                not eligible(pair[0], pair[1]),
-                -pair[1],
-                -pair[0].free_capacity,
-                pair[0].number,
-            )
+        best = heapq.nsmallest(
+            size, self, key=lambda session: scored(session, affinity).order(session.number)
         )
         answer = session_pb2.ScoreSessionsResponse(
-            scores=[
-                session_pb2.SessionScore(
-                    session=session.message(),
-                    affinity_score=score,
-                    free_capacity=session.free_capacity,
-                    eligible=eligible(session, score),
-                    explanation=explain(session, affinity, score),
-                )
-                for session, score in scored[:size]
-            ]
+            scores=[_score_message(session, affinity) for session in best]
         )
         return query_pb2.QueryResult(score_sessions=answer)
 
@@ -264,7 +252,8 @@ class SessionTable:
 
     # --- records
 
-    def _current(self, session_id: str, incarnation: int) -> Session:
+    def current(self, session_id: str, incarnation: int) -> Session:
+        """The session; 0 skips the check. Raises `Refused` (NOT_FOUND, STALE_INCARNATION)."""
         session = self.existing(session_id)
         if incarnation not in (0, session.incarnation):
             raise refused(
@@ -361,9 +350,18 @@ def session_failed(session: Session) -> Refused:
     )
 
 
-def eligible(session: Session, score: float) -> bool:
-    """Whether the session may get a task with this affinity score now."""
-    return session.ready and score > NONE
+def _score_message(session: Session, affinity: str) -> session_pb2.SessionScore:
+    parts = scored(session, affinity)
+    return session_pb2.SessionScore(
+        session=session.message(),
+        affinity_score=parts.affinity_score,
+        free_capacity=parts.free_capacity,
+        eligible=parts.eligible,
+        explanation=explain(session, affinity, parts.affinity_score),
+        score=parts.score,
+        capacity_score=parts.capacity_score,
+        health_score=parts.health_score,
+    )
 
 
 def explain(session: Session, affinity: str, score: float) -> str:
@@ -376,11 +374,3 @@ def explain(session: Session, affinity: str, score: float) -> str:
         fit = f"{session.specialty} and {affinity} match by half"
     held = f"holds {len(session.claims)} of {session.max_concurrent_tasks} tasks"
     return f"{fit}; {HEALTH_WORDS[session.health]}; {held}"
-
-
-def _selected(session: Session, body: session_pb2.ListSessionsRequest) -> bool:
-    return (
-        body.health in (session_pb2.HEALTH_UNSPECIFIED, session.health)
-        and body.tier in (session_pb2.TIER_UNSPECIFIED, session.tier)
-        and body.provider in ("", session.provider)
-    )

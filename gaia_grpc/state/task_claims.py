@@ -16,6 +16,8 @@ from gaia_grpc.state.task_flow import TaskFlow
 from gaia_grpc.state.task_record import Task, task_number_of
 
 FULL_RETRY_MS = 1_000
+INCARNATION_LEVEL = 3
+"""Older peers do not look at the incarnation of a claim."""
 
 
 class TaskClaims:
@@ -28,6 +30,8 @@ class TaskClaims:
 
     def claim(self, body: command_pb2.ClaimTasks) -> command_pb2.CommandResult:
         """Claims the best tasks for the session; where there are none, waits for `wait_ms`."""
+        if self._context.feature_level >= INCARNATION_LEVEL:
+            self._sessions.current(body.session_id, body.incarnation)
         session = self._claimant(body.session_id)
         if body.max_tasks < 1:
             raise refusal.invalid("max_tasks", "max_tasks is less than 1")

@@ -247,11 +247,22 @@ def test_a_task_is_cancelled_and_requeued(gaia: Gaia) -> None:
 
 def test_scores_put_the_best_session_first(gaia: Gaia) -> None:
     session_id = register(gaia, "cli-scored")
-    shown = gaia("sessions", "scores", "math")[1]
-    assert re.search(rf"^1.0 +1 +yes +{session_id} +cli-scored ", shown, re.M)
-    scores = answer(gaia, "sessions", "scores", "reading", "--json")["scores"]
+    shown = gaia("sessions", "score", "math")[1]
+    assert re.search(rf"^1.250 +1.0 +1.00 +1.0 +1 +yes +{session_id} +cli-scored ", shown, re.M)
+    assert gaia("sessions", "scores", "math")[1].split()[:3] == ["SCORE", "AFFINITY", "CAPACITY"]
+    scores = answer(gaia, "sessions", "score", "reading", "--json")["scores"]
     mine = next(each for each in scores if each["session"]["sessionId"] == session_id)
     assert mine.get("affinityScore", 0.0) == 0.0
+
+
+def test_sessions_are_selected_by_labels(gaia: Gaia) -> None:
+    labels = [{"key": "room", "value": "5b"}]
+    request = json.dumps({"name": "cli-labelled", "specialty": "art", "labels": labels})
+    answer(gaia, "call", "SessionService/RegisterSession", request)
+    for option in ("room", "room=5b"):
+        assert "cli-labelled" in gaia("sessions", "--label", option, "--specialty", "art")[1]
+    assert gaia("sessions", "--label", "room=5c")[1] == "no sessions\n"
+    assert "--label" in gaia("sessions", "--label", "=5b")[2]
 
 
 def test_settings_are_shown_and_changed(gaia: Gaia) -> None:

@@ -140,7 +140,7 @@ def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
         ["call"],
         ["tasks"],
         ["tasks", "enqueue", "grade"],
-        ["sessions", "scores"],
+        ["sessions", "score"],
         ["metrics", "list", "5b"],
         ["metrics", "watch", "5b"],
         ["alerts"],

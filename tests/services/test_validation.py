@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -12,14 +13,15 @@ from gaia.metrics.v1 import metrics_pb2
 from gaia.session.v1 import session_pb2
 from gaia.task.v1 import task_pb2
 from google.protobuf import message_factory
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from gaia_grpc.config import LimitsConfig
 from gaia_grpc.errors import InvalidArgumentError
 from gaia_grpc.services.registry import NOT_SERVED, SERVICES
-from gaia_grpc.services.request_rules import build_validator
-from gaia_grpc.services.validation import Validator, is_id, required_id, text
+from gaia_grpc.services.request_rules import build_rules, build_validator
+from gaia_grpc.services.validation import Items, Part, Validator, is_id, required_id, text
 from tests.support.served_peer import TIMEOUT_S, ServedPeer, failure_of
 
 LIMITS = LimitsConfig(
@@ -41,6 +43,11 @@ GOOD_BATCH: dict[str, Any] = {
 }
 CLAIM: dict[str, Any] = {"task_id": "t", "claim_token": 1, "session_id": "s"}
 LONG = "x" * 129
+
+
+def policy(**fields: Any) -> task_pb2.PutTaskPolicyRequest:
+    return task_pb2.PutTaskPolicyRequest(policy=task_pb2.TaskPolicy(task_type="t", **fields))
+
 
 BAD: list[tuple[Message, list[str]]] = [
     (session_pb2.RegisterSessionRequest(), ["name"]),
@@ -69,6 +76,11 @@ BAD: list[tuple[Message, list[str]]] = [
     (session_pb2.ListSessionsRequest(page_size=51), ["page_size"]),
     (session_pb2.ListSessionsRequest(page_size=-1, page_token="t" * 1_025), ["page_s", "page_t"]),
     (session_pb2.ScoreSessionsRequest(affinity="a b"), ["affinity"]),
+    (
+        session_pb2.ListSessionsRequest(specialty="?", labels=[session_pb2.Label()]),
+        ["specialty", "labels[0].key"],
+    ),
+    (session_pb2.WatchSessionsRequest(labels=[session_pb2.Label(key="a")] * 33), ["labels"]),
     (task_pb2.EnqueueTaskRequest(), ["task_type"]),
     (task_pb2.EnqueueTaskRequest(task_type="t", payload=b"x" * 11), ["payload"]),
     (task_pb2.EnqueueTaskRequest(task_type="t", priority=1_001), ["priority"]),
@@ -90,6 +102,7 @@ BAD: list[tuple[Message, list[str]]] = [
     (task_pb2.ClaimTasksRequest(max_tasks=4), ["session_id", "max_tasks"]),
     (task_pb2.ClaimTasksRequest(session_id="s", wait=Duration(seconds=61)), ["wait"]),
     (task_pb2.ClaimTasksRequest(session_id="s", task_types=[""]), ["task_types"]),
+    (task_pb2.ClaimTasksRequest(session_id="s", incarnation=-1), ["incarnation"]),
     (task_pb2.ExtendClaimRequest(**CLAIM, progress=1.5), ["progress"]),
     (task_pb2.ExtendClaimRequest(**CLAIM, progress=float("nan")), ["progress"]),
     (task_pb2.CompleteTaskRequest(task_id="t", session_id="s"), ["claim_token"]),
@@ -104,7 +117,43 @@ BAD: list[tuple[Message, list[str]]] = [
     (task_pb2.FailTaskRequest(**CLAIM, error="\x1b[2J"), ["error"]),
     (task_pb2.ReleaseTaskRequest(), ["task_id", "claim_token", "session_id"]),
     (task_pb2.CancelTaskRequest(), ["task_id"]),
+    (task_pb2.FailTaskRequest(**CLAIM, retry_delay=Duration(seconds=-1)), ["retry_delay"]),
+    (task_pb2.FailTaskRequest(**CLAIM, error_type="e" * 129), ["error_type"]),
+    (task_pb2.FailTaskRequest(**CLAIM, error_type="a\nb"), ["error_type"]),
     (task_pb2.RequeueTaskRequest(), ["task_id"]),
+    (task_pb2.PutTaskPolicyRequest(), ["policy.task_type"]),
+    (policy(max_retries=1_001, retry_jitter=1.1), ["policy.max_retries", "policy.retry_jitter"]),
+    (policy(retry_base=Duration(seconds=-1)), ["policy.retry_base"]),
+    (policy(retry_max_delay=Duration(seconds=31 * 86_400)), ["policy.retry_max_delay"]),
+    (policy(claim_timeout=Duration(nanos=1)), ["policy.claim_timeout"]),
+    (policy(retention=Duration(seconds=366 * 86_400)), ["policy.retention"]),
+    (policy(final_error_types=["e"] * 65), ["policy.final_error_types"]),
+    (policy(final_error_types=[""]), ["policy.final_error_types"]),
+    (task_pb2.DeleteTaskPolicyRequest(task_type="a b"), ["task_type"]),
+    (task_pb2.ListTaskPoliciesRequest(page_size=51), ["page_size"]),
+    (task_pb2.EnqueueTaskRequest(task_type="t", depends_on=["#0"]), ["depends_on"]),
+    (
+        task_pb2.BatchEnqueueTasksRequest(
+            tasks=[
+                task_pb2.NewTask(task_type="t", depends_on=["#0"]),
+                task_pb2.NewTask(task_type="t", depends_on=["#0", "t-1", "#2"]),
+            ]
+        ),
+        ["tasks[0].depends_on", "tasks[1].depends_on"],
+    ),
+    (
+        task_pb2.BatchEnqueueTasksRequest(
+            tasks=[task_pb2.NewTask(task_type="t", depends_on=["#01"])]
+        ),
+        ["tasks[0].depends_on"],
+    ),
+    (task_pb2.EnqueueTaskRequest(task_type="t", deadline=Duration()), ["deadline"]),
+    (
+        task_pb2.EnqueueTaskRequest(
+            task_type="t", delay=Duration(seconds=2), deadline=Duration(seconds=1)
+        ),
+        ["delay"],
+    ),
     (task_pb2.GetTaskRequest(), ["task_id"]),
     (task_pb2.ListTasksRequest(state=task_pb2.TaskState.ValueType(99)), ["state"]),
     (task_pb2.GetQueueStatsRequest(consistency=9), ["consistency"]),  # type: ignore[arg-type]  # as above
@@ -186,6 +235,17 @@ GOOD: list[Message] = [
     task_pb2.EnqueueTaskRequest(task_type="t", payload=b"x" * 10, priority=-1_000),
     task_pb2.EnqueueTaskRequest(task_type="t", idempotency_key="Homework 4/2 (ä)"),
     task_pb2.FailTaskRequest(**CLAIM, error="Traceback\n\tline"),
+    task_pb2.FailTaskRequest(**CLAIM, error_type="requests.Timeout", retry_delay=Duration()),
+    policy(),
+    policy(max_retries=0, retry_base=Duration(), retry_jitter=1.0, final_error_types=["E"] * 64),
+    task_pb2.ListTaskPoliciesRequest(),
+    task_pb2.EnqueueTaskRequest(task_type="t", depends_on=["t-000000000001"]),
+    task_pb2.BatchEnqueueTasksRequest(
+        tasks=[
+            task_pb2.NewTask(task_type="t"),
+            task_pb2.NewTask(task_type="t", depends_on=["#0", "t-1"]),
+        ]
+    ),
     task_pb2.ClaimTasksRequest(session_id="s", max_tasks=3, wait=Duration(seconds=60)),
     metrics_pb2.StreamMetricsRequest(batch=metrics_pb2.MetricBatch(**GOOD_BATCH)),
     alert_pb2.SubscribeAlertsRequest(),
@@ -205,6 +265,46 @@ def test_every_served_request_has_rules() -> None:
             request = message_factory.GetMessageClass(method.input_type)
             if f"/{service.full_name}/{method.name}" not in NOT_SERVED:
                 assert request in VALIDATOR.fields, method.full_name
+
+
+def rules_of(message: type[Message]) -> Iterator[tuple[str, bool]]:
+    """Every field of the requests with its path, and whether it has a rule."""
+    known = set(VALIDATOR.fields[message])
+    for field in message.DESCRIPTOR.fields:
+        # Of a yes or no both answers are right.
+        if field.type != FieldDescriptor.TYPE_BOOL:
+            yield f"{message.DESCRIPTOR.full_name}.{field.name}", field.name in known
+
+
+@pytest.mark.parametrize("package", ["session", "task", "lock"])
+def test_every_field_of_a_request_has_a_rule(package: str) -> None:
+    prefix = f"gaia.{package}.v1."
+    found = [
+        entry
+        for message in VALIDATOR.fields
+        if message.DESCRIPTOR.full_name.startswith(prefix)
+        for entry in rules_of(message)
+    ]
+    assert len(found) > 10
+    assert [path for path, has_rule in found if not has_rule] == []
+
+
+NESTED: dict[str, tuple[type[Message], type[Message]]] = {
+    "tasks": (task_pb2.BatchEnqueueTasksRequest, task_pb2.NewTask),
+    "completions": (task_pb2.BatchCompleteTasksRequest, task_pb2.Completion),
+    "labels": (session_pb2.RegisterSessionRequest, session_pb2.Label),
+    "policy": (task_pb2.PutTaskPolicyRequest, task_pb2.TaskPolicy),
+}
+WRITTEN_BY_THE_CLUSTER = {"update_time"}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_every_field_of_a_message_in_a_request_has_a_rule(name: str) -> None:
+    outer, inner = NESTED[name]
+    rules = build_rules(LIMITS)[outer][name]
+    assert isinstance(rules, Items | Part)
+    fields = {field.name for field in inner.DESCRIPTOR.fields} - WRITTEN_BY_THE_CLUSTER
+    assert set(rules.rules) == fields
 
 
 def test_every_rule_names_a_field_of_its_message() -> None:

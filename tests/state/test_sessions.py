@@ -251,3 +251,105 @@ def test_scores_come_best_first_with_reasons() -> None:
     best = log.ask(score_sessions={"affinity": "math", "page_size": 1}).score_sessions.scores
     assert [score.session.name for score in best] == ["free"]
     assert log.ask(score_sessions={}).score_sessions.scores[0].session.name == "half"
+
+
+def test_the_order_of_scores_can_be_computed_from_their_parts() -> None:
+    log = Log()
+    for number, (specialty, capacity, held) in enumerate(
+        [("math", 4, 3), ("math", 4, 1), ("general", 8, 0), ("art", 8, 0), ("math", 2, 2)]
+    ):
+        session_id = log.register(f"s{number}", specialty=specialty, capacity=capacity)
+        for _ in range(held):
+            log.enqueue(affinity="math")
+        log.claim(session_id, held or 1)
+    log.register("silent", specialty="math", capacity=8)
+    log.advance(16_000)
+    log.beat(*(f"s-{number:012d}" for number in range(1, 6)))
+    scores = list(log.ask(score_sessions={"affinity": "math"}).score_sessions.scores)
+    assert [(one.session.name, one.score) for one in scores] == [
+        ("s1", 1.0 + 0.75 / 4),
+        ("s0", 1.0 + 0.25 / 4),
+        ("s2", 0.5 + 1.0 / 4),
+        ("s4", 0.0),  # healthy, but full
+        ("silent", 0.0),  # as good, but degraded
+        ("s3", 0.0),
+    ]
+    for one in scores:
+        held = one.session.claimed_tasks
+        assert one.capacity_score == one.free_capacity / one.session.max_concurrent_tasks
+        assert one.free_capacity == one.session.max_concurrent_tasks - held
+        expected = one.affinity_score + one.capacity_score / 4 if one.eligible else 0.0
+        assert one.score == expected
+    parts = [
+        (-one.score, -one.affinity_score, -one.health_score, -one.free_capacity,
+         one.session.session_id)
+        for one in scores
+    ]  # fmt: skip
+    assert parts == sorted(parts)
+
+
+def register_labelled(log: Log, name: str, specialty: str = "math", **labels: str) -> str:
+    body = command_pb2.RegisterSession(
+        name=name,
+        specialty=specialty,
+        max_concurrent_tasks=1,
+        labels=[session_pb2.Label(key=key, value=value) for key, value in sorted(labels.items())],
+    )
+    return log.do(register_session=body).session.session.session_id
+
+
+def test_sessions_are_selected_by_specialty_and_labels() -> None:
+    log = Log()
+    register_labelled(log, "a", room="5b", gpu="")
+    register_labelled(log, "b", room="5c")
+    register_labelled(log, "c", specialty="art", room="5b")
+
+    def names(specialty: str = "", **labels: str) -> list[str]:
+        query = session_pb2.ListSessionsRequest(
+            specialty=specialty,
+            labels=[session_pb2.Label(key=key, value=value) for key, value in labels.items()],
+        )
+        found = log.ask(list_sessions=query).list_sessions.sessions
+        return [session.name for session in found]
+
+    assert names(specialty="math") == ["a", "b"]
+    assert names(room="5b") == ["a", "c"]
+    assert names(room="") == ["a", "b", "c"]
+    assert names(room="5b", gpu="") == ["a"]
+    assert names(specialty="art", gpu="") == []
+
+
+def test_a_watch_by_labels_hears_that_a_session_came_back_without_them() -> None:
+    log = Log()
+    session_id = register_labelled(log, "a", room="5b")
+    query = {"labels": [session_pb2.Label(key="room", value="5b")]}
+    first = log.ask(watch_sessions={"filter": query, "limit": 10}).watch_sessions
+    assert [message.kind for message in first.messages] == [
+        session_pb2.WATCH_KIND_EXISTING,
+        session_pb2.WATCH_KIND_COMPLETE,
+    ]
+    log.advance(30_000)
+    register_labelled(log, "a", room="5c")
+    body = {"filter": query, "limit": 10, "place": first.place}
+    then = log.ask(watch_sessions=body).watch_sessions.messages
+    assert [message.kind for message in then][-1] == session_pb2.WATCH_KIND_REMOVED
+    assert then[-1].session.session_id == session_id
+
+
+def test_the_old_process_of_a_session_that_registered_again_claims_nothing() -> None:
+    log = Log()
+    session_id = log.register("a")
+    log.advance(30_000)
+    assert log.register("a") == session_id
+    log.enqueue()
+    refusal = log.refuse(claim_tasks={"session_id": session_id, "max_tasks": 1, "incarnation": 1})
+    assert refusal.reason == "STALE_INCARNATION"
+    assert {detail.key: detail.value for detail in refusal.details}["incarnation"] == "2"
+    assert log.claim(session_id, incarnation=2)
+
+
+def test_below_level_3_the_incarnation_of_a_claim_is_not_looked_at() -> None:
+    log = Log(level=2)
+    session_id = log.register("a")
+    log.enqueue()
+    assert log.claim(session_id, incarnation=7)
