@@ -41,6 +41,10 @@ class SnapshotRecord(_message.Message):
     TASK_COUNTERS_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
     FINISHED_TASKS_FIELD_NUMBER: _builtins.int
+    TASK_POLICY_FIELD_NUMBER: _builtins.int
+    FINISHED_BY_POLICY_FIELD_NUMBER: _builtins.int
+    TASK_AGE_FIELD_NUMBER: _builtins.int
+    ENDED_TASKS_FIELD_NUMBER: _builtins.int
     WAIT_COUNTERS_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
     GRANTED_WAITS_FIELD_NUMBER: _builtins.int
@@ -52,6 +56,8 @@ class SnapshotRecord(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     TIMELINE_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
+    HISTORY_TIMELINE_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
     ALERT_EVENTS_FIELD_NUMBER: _builtins.int
     ALERT_COUNTERS_FIELD_NUMBER: _builtins.int
     ALERT_FIELD_NUMBER: _builtins.int
@@ -94,6 +100,22 @@ class SnapshotRecord(_message.Message):
     @_builtins.property
     def finished_tasks(self) -> Global___FinishedTasks:
         """Finished tasks in the order in which they are dropped."""
+
+    @_builtins.property
+    def task_policy(self) -> _task_pb2.TaskPolicy:
+        """How tasks of a type are tried again."""
+
+    @_builtins.property
+    def finished_by_policy(self) -> Global___FinishedTasks:
+        """Finished tasks whose type has a retention of its own, in the order in which they are dropped."""
+
+    @_builtins.property
+    def task_age(self) -> Global___TaskAge:
+        """What the ageing counts from; absent where it never began."""
+
+    @_builtins.property
+    def ended_tasks(self) -> Global___EndedTasks:
+        """Ended tasks whose dependents have not heard of it yet; absent where there are none."""
 
     @_builtins.property
     def wait_counters(self) -> Global___WaitCounters:
@@ -143,6 +165,14 @@ class SnapshotRecord(_message.Message):
         """A window, or a piece of one."""
 
     @_builtins.property
+    def history_timeline(self) -> _metrics_record_pb2.HistoryTimelineRecord:
+        """Past windows of a timeline: what they have in common."""
+
+    @_builtins.property
+    def history(self) -> _metrics_record_pb2.HistoryRecord:
+        """Past windows of a student in an app, or some of them."""
+
+    @_builtins.property
     def alert_events(self) -> _metrics_record_pb2.AlertEventRecords:
         """Some alert events in a row."""
 
@@ -170,6 +200,10 @@ class SnapshotRecord(_message.Message):
         task_counters: Global___TaskCounters | None = ...,
         task: Global___TaskRecord | None = ...,
         finished_tasks: Global___FinishedTasks | None = ...,
+        task_policy: _task_pb2.TaskPolicy | None = ...,
+        finished_by_policy: Global___FinishedTasks | None = ...,
+        task_age: Global___TaskAge | None = ...,
+        ended_tasks: Global___EndedTasks | None = ...,
         wait_counters: Global___WaitCounters | None = ...,
         wait: Global___WaitRecord | None = ...,
         granted_waits: Global___GrantedWaits | None = ...,
@@ -181,16 +215,18 @@ class SnapshotRecord(_message.Message):
         source: _metrics_record_pb2.SourceRecord | None = ...,
         timeline: _metrics_record_pb2.TimelineRecord | None = ...,
         window: _metrics_record_pb2.WindowRecord | None = ...,
+        history_timeline: _metrics_record_pb2.HistoryTimelineRecord | None = ...,
+        history: _metrics_record_pb2.HistoryRecord | None = ...,
         alert_events: _metrics_record_pb2.AlertEventRecords | None = ...,
         alert_counters: _metrics_record_pb2.AlertCounters | None = ...,
         alert: _metrics_record_pb2.AlertRecord | None = ...,
         episode: _metrics_record_pb2.EpisodeRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "alert_counters", b"alert_counters", "alert_events", b"alert_events", "body", b"body", "classroom", b"classroom", "deletions", b"deletions", "episode", b"episode", "finished_tasks", b"finished_tasks", "granted_waits", b"granted_waits", "header", b"header", "lock", b"lock", "lock_counters", b"lock_counters", "lock_wait", b"lock_wait", "request", b"request", "request_sweeps", b"request_sweeps", "session", b"session", "session_counters", b"session_counters", "source", b"source", "task", b"task", "task_counters", b"task_counters", "timeline", b"timeline", "trailer", b"trailer", "wait", b"wait", "wait_counters", b"wait_counters", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "alert_counters", b"alert_counters", "alert_events", b"alert_events", "body", b"body", "classroom", b"classroom", "deletions", b"deletions", "ended_tasks", b"ended_tasks", "episode", b"episode", "finished_by_policy", b"finished_by_policy", "finished_tasks", b"finished_tasks", "granted_waits", b"granted_waits", "header", b"header", "history", b"history", "history_timeline", b"history_timeline", "lock", b"lock", "lock_counters", b"lock_counters", "lock_wait", b"lock_wait", "request", b"request", "request_sweeps", b"request_sweeps", "session", b"session", "session_counters", b"session_counters", "source", b"source", "task", b"task", "task_age", b"task_age", "task_counters", b"task_counters", "task_policy", b"task_policy", "timeline", b"timeline", "trailer", b"trailer", "wait", b"wait", "wait_counters", b"wait_counters", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "alert_counters", b"alert_counters", "alert_events", b"alert_events", "body", b"body", "classroom", b"classroom", "deletions", b"deletions", "episode", b"episode", "finished_tasks", b"finished_tasks", "granted_waits", b"granted_waits", "header", b"header", "lock", b"lock", "lock_counters", b"lock_counters", "lock_wait", b"lock_wait", "request", b"request", "request_sweeps", b"request_sweeps", "session", b"session", "session_counters", b"session_counters", "source", b"source", "task", b"task", "task_counters", b"task_counters", "timeline", b"timeline", "trailer", b"trailer", "wait", b"wait", "wait_counters", b"wait_counters", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "alert_counters", b"alert_counters", "alert_events", b"alert_events", "body", b"body", "classroom", b"classroom", "deletions", b"deletions", "ended_tasks", b"ended_tasks", "episode", b"episode", "finished_by_policy", b"finished_by_policy", "finished_tasks", b"finished_tasks", "granted_waits", b"granted_waits", "header", b"header", "history", b"history", "history_timeline", b"history_timeline", "lock", b"lock", "lock_counters", b"lock_counters", "lock_wait", b"lock_wait", "request", b"request", "request_sweeps", b"request_sweeps", "session", b"session", "session_counters", b"session_counters", "source", b"source", "task", b"task", "task_age", b"task_age", "task_counters", b"task_counters", "task_policy", b"task_policy", "timeline", b"timeline", "trailer", b"trailer", "wait", b"wait", "wait_counters", b"wait_counters", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["header", "trailer", "request", "request_sweeps", "session_counters", "session", "task_counters", "task", "finished_tasks", "wait_counters", "wait", "granted_waits", "lock_counters", "lock", "lock_wait", "classroom", "deletions", "source", "timeline", "window", "alert_events", "alert_counters", "alert", "episode"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["header", "trailer", "request", "request_sweeps", "session_counters", "session", "task_counters", "task", "finished_tasks", "task_policy", "finished_by_policy", "task_age", "ended_tasks", "wait_counters", "wait", "granted_waits", "lock_counters", "lock", "lock_wait", "classroom", "deletions", "source", "timeline", "window", "history_timeline", "history", "alert_events", "alert_counters", "alert", "episode"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -452,6 +488,10 @@ class TaskCounters(_message.Message):
     CLAIMS_TOTAL_FIELD_NUMBER: _builtins.int
     COMPLETED_TOTAL_FIELD_NUMBER: _builtins.int
     FINISHED_DUE_MS_FIELD_NUMBER: _builtins.int
+    POLICY_DUE_MS_FIELD_NUMBER: _builtins.int
+    FAILED_ATTEMPTS_TOTAL_FIELD_NUMBER: _builtins.int
+    DEAD_LETTERS_TOTAL_FIELD_NUMBER: _builtins.int
+    PURGED_TOTAL_FIELD_NUMBER: _builtins.int
     last_number: _builtins.int
     """Number of the newest task."""
     last_token: _builtins.int
@@ -464,6 +504,14 @@ class TaskCounters(_message.Message):
     """Tasks ever completed."""
     finished_due_ms: _builtins.int
     """When finished tasks are dropped next; 0 where no sweep is set."""
+    policy_due_ms: _builtins.int
+    """The same of those whose type has a retention of its own."""
+    failed_attempts_total: _builtins.int
+    """Attempts ever ended by a failure, an expiry or a lost session."""
+    dead_letters_total: _builtins.int
+    """Tasks that ever became FAILED."""
+    purged_total: _builtins.int
+    """Finished tasks ever dropped."""
     def __init__(
         self,
         *,
@@ -473,14 +521,82 @@ class TaskCounters(_message.Message):
         claims_total: _builtins.int = ...,
         completed_total: _builtins.int = ...,
         finished_due_ms: _builtins.int = ...,
+        policy_due_ms: _builtins.int = ...,
+        failed_attempts_total: _builtins.int = ...,
+        dead_letters_total: _builtins.int = ...,
+        purged_total: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims_total", b"claims_total", "completed_total", b"completed_total", "enqueued_total", b"enqueued_total", "finished_due_ms", b"finished_due_ms", "last_number", b"last_number", "last_token", b"last_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims_total", b"claims_total", "completed_total", b"completed_total", "dead_letters_total", b"dead_letters_total", "enqueued_total", b"enqueued_total", "failed_attempts_total", b"failed_attempts_total", "finished_due_ms", b"finished_due_ms", "last_number", b"last_number", "last_token", b"last_token", "policy_due_ms", b"policy_due_ms", "purged_total", b"purged_total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TaskCounters: _TypeAlias = TaskCounters  # noqa: Y015
+
+@_typing.final
+class TaskAge(_message.Message):
+    """TaskAge says since when which intervals are counted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_EPOCH_FIELD_NUMBER: _builtins.int
+    BASE_MS_FIELD_NUMBER: _builtins.int
+    INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    base_epoch: _builtins.int
+    """Intervals before base_ms."""
+    base_ms: _builtins.int
+    """Log time of the last change of the interval."""
+    interval_ms: _builtins.int
+    """Length of an interval; 0 where none pass."""
+    def __init__(
+        self,
+        *,
+        base_epoch: _builtins.int = ...,
+        base_ms: _builtins.int = ...,
+        interval_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_epoch", b"base_epoch", "base_ms", b"base_ms", "interval_ms", b"interval_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskAge: _TypeAlias = TaskAge  # noqa: Y015
+
+@_typing.final
+class EndedTasks(_message.Message):
+    """EndedTasks holds tasks whose dependents are told of their end next; the columns are equally long."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBERS_FIELD_NUMBER: _builtins.int
+    COMPLETED_FIELD_NUMBER: _builtins.int
+    DUE_MS_FIELD_NUMBER: _builtins.int
+    due_ms: _builtins.int
+    """When it goes on."""
+    @_builtins.property
+    def numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Their numbers, the first to be told of first."""
+
+    @_builtins.property
+    def completed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
+        """Whether each was COMPLETED."""
+
+    def __init__(
+        self,
+        *,
+        numbers: _abc.Iterable[_builtins.int] | None = ...,
+        completed: _abc.Iterable[_builtins.bool] | None = ...,
+        due_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "due_ms", b"due_ms", "numbers", b"numbers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndedTasks: _TypeAlias = EndedTasks  # noqa: Y015
 
 @_typing.final
 class TaskRecord(_message.Message):
@@ -512,6 +628,13 @@ class TaskRecord(_message.Message):
     LAST_ERROR_FIELD_NUMBER: _builtins.int
     PROGRESS_MICRO_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_TYPE_FIELD_NUMBER: _builtins.int
+    DEPENDS_ON_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_FIELD_NUMBER: _builtins.int
+    DELAY_MS_FIELD_NUMBER: _builtins.int
+    FAILED_BY_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Number in the id."""
     task_type: _builtins.str
@@ -558,9 +681,27 @@ class TaskRecord(_message.Message):
     """What went wrong last."""
     progress_micro: _builtins.int
     """Progress in millionths."""
+    epoch: _builtins.int
+    """Interval in which it first could be claimed; -1 where it never could."""
+    deadline_ms: _builtins.int
+    """When it is given up; 0 is never."""
+    last_error_type: _builtins.str
+    """Kind of what went wrong last."""
+    delay_ms: _builtins.int
+    """Wait after the last of them, in milliseconds."""
+    failed_by: _builtins.int
+    """Number of the dependency that it FAILED with; 0 where there is none."""
     @_builtins.property
     def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskEventRecord]:
         """What happened, oldest first; that it was added is not among it."""
+
+    @_builtins.property
+    def depends_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Numbers of the tasks that it depends on."""
+
+    @_builtins.property
+    def waiting_for(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Those that are not COMPLETED yet, ascending."""
 
     def __init__(
         self,
@@ -589,10 +730,17 @@ class TaskRecord(_message.Message):
         last_error: _builtins.str = ...,
         progress_micro: _builtins.int = ...,
         history: _abc.Iterable[Global___TaskEventRecord] | None = ...,
+        epoch: _builtins.int = ...,
+        deadline_ms: _builtins.int = ...,
+        last_error_type: _builtins.str = ...,
+        depends_on: _abc.Iterable[_builtins.int] | None = ...,
+        waiting_for: _abc.Iterable[_builtins.int] | None = ...,
+        delay_ms: _builtins.int = ...,
+        failed_by: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity", "available_ms", b"available_ms", "checkpoint", b"checkpoint", "claim_expire_ms", b"claim_expire_ms", "claim_token", b"claim_token", "create_ms", b"create_ms", "digest", b"digest", "ended_by", b"ended_by", "has_key", b"has_key", "history", b"history", "key", b"key", "key_principal", b"key_principal", "last_error", b"last_error", "max_retries", b"max_retries", "number", b"number", "payload", b"payload", "priority", b"priority", "progress_micro", b"progress_micro", "result", b"result", "retry_count", b"retry_count", "session_id", b"session_id", "state", b"state", "task_type", b"task_type", "update_ms", b"update_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity", "available_ms", b"available_ms", "checkpoint", b"checkpoint", "claim_expire_ms", b"claim_expire_ms", "claim_token", b"claim_token", "create_ms", b"create_ms", "deadline_ms", b"deadline_ms", "delay_ms", b"delay_ms", "depends_on", b"depends_on", "digest", b"digest", "ended_by", b"ended_by", "epoch", b"epoch", "failed_by", b"failed_by", "has_key", b"has_key", "history", b"history", "key", b"key", "key_principal", b"key_principal", "last_error", b"last_error", "last_error_type", b"last_error_type", "max_retries", b"max_retries", "number", b"number", "payload", b"payload", "priority", b"priority", "progress_micro", b"progress_micro", "result", b"result", "retry_count", b"retry_count", "session_id", b"session_id", "state", b"state", "task_type", b"task_type", "update_ms", b"update_ms", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -609,6 +757,7 @@ class TaskEventRecord(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     CLAIM_TOKEN_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    ERROR_TYPE_FIELD_NUMBER: _builtins.int
     kind: _task_pb2.TaskEventKind.ValueType
     """Kind."""
     time_ms: _builtins.int
@@ -619,6 +768,8 @@ class TaskEventRecord(_message.Message):
     """Claim token."""
     error: _builtins.str
     """Error or reason."""
+    error_type: _builtins.str
+    """Kind of the error."""
     def __init__(
         self,
         *,
@@ -627,10 +778,11 @@ class TaskEventRecord(_message.Message):
         session_id: _builtins.str = ...,
         claim_token: _builtins.int = ...,
         error: _builtins.str = ...,
+        error_type: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim_token", b"claim_token", "error", b"error", "kind", b"kind", "session_id", b"session_id", "time_ms", b"time_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim_token", b"claim_token", "error", b"error", "error_type", b"error_type", "kind", b"kind", "session_id", b"session_id", "time_ms", b"time_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
