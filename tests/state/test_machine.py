@@ -111,7 +111,7 @@ def test_an_exception_in_apply_stops_the_peer(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("name", ["put_classroom", "snooze_alert", "acquire_lock"])
 def test_commands_of_later_releases_are_refused_and_not_remembered(name: str) -> None:
-    log = Log()
+    log = Log(level=1)
     for _ in range(2):
         result = log.apply(command(request_id="r", **{name: {}}))
         assert result.refusal.kind == command_pb2.REFUSAL_KIND_UNIMPLEMENTED
