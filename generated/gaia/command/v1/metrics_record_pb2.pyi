@@ -142,6 +142,7 @@ class WindowRecord(_message.Message):
     FURTHER_PIECE_FIELD_NUMBER: _builtins.int
     OMISSIONS_FIELD_NUMBER: _builtins.int
     OMITTED_TOTAL_FIELD_NUMBER: _builtins.int
+    PACKED_THROUGH_MS_FIELD_NUMBER: _builtins.int
     timeline_id: _builtins.str
     """Timeline; empty for live metrics."""
     student_id: _builtins.str
@@ -164,6 +165,8 @@ class WindowRecord(_message.Message):
     """It goes on with the window before; only series are set then."""
     omitted_total: _builtins.int
     """Measurements that were ever omitted."""
+    packed_through_ms: _builtins.int
+    """Measurements up to here are in the packed history; absent where it has not begun."""
     @_builtins.property
     def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeriesRecord]:
         """Its measurements by type, sorted. The first of a further piece may go on with the last of the
@@ -190,12 +193,15 @@ class WindowRecord(_message.Message):
         further_piece: _builtins.bool = ...,
         omissions: _abc.Iterable[Global___OmissionRecord] | None = ...,
         omitted_total: _builtins.int = ...,
+        packed_through_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_packed_through_ms", b"_packed_through_ms", "packed_through_ms", b"packed_through_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_total", b"accepted_total", "app_name", b"app_name", "classroom_id", b"classroom_id", "further_piece", b"further_piece", "late_total", b"late_total", "omissions", b"omissions", "omitted_total", b"omitted_total", "series", b"series", "student_id", b"student_id", "swept_ms", b"swept_ms", "timeline_id", b"timeline_id", "touched_ms", b"touched_ms", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_packed_through_ms", b"_packed_through_ms", "accepted_total", b"accepted_total", "app_name", b"app_name", "classroom_id", b"classroom_id", "further_piece", b"further_piece", "late_total", b"late_total", "omissions", b"omissions", "omitted_total", b"omitted_total", "packed_through_ms", b"packed_through_ms", "series", b"series", "student_id", b"student_id", "swept_ms", b"swept_ms", "timeline_id", b"timeline_id", "touched_ms", b"touched_ms", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__packed_through_ms: _TypeAlias = _typing.Literal["packed_through_ms"]  # noqa: Y015
+    _WhichOneofArgType__packed_through_ms: _TypeAlias = _typing.Literal["_packed_through_ms", b"_packed_through_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__packed_through_ms) -> _WhichOneofReturnType__packed_through_ms | None: ...
 
 Global___WindowRecord: _TypeAlias = WindowRecord  # noqa: Y015
 
@@ -270,6 +276,130 @@ class SeriesRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SeriesRecord: _TypeAlias = SeriesRecord  # noqa: Y015
+
+@_typing.final
+class HistoryTimelineRecord(_message.Message):
+    """HistoryTimelineRecord is what the past windows of one timeline have in common."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMELINE_ID_FIELD_NUMBER: _builtins.int
+    FROM_MS_FIELD_NUMBER: _builtins.int
+    WINDOW_MS_FIELD_NUMBER: _builtins.int
+    FLOOR_MS_FIELD_NUMBER: _builtins.int
+    SWEEP_DUE_MS_FIELD_NUMBER: _builtins.int
+    timeline_id: _builtins.str
+    """Timeline; empty for live metrics."""
+    floor_ms: _builtins.int
+    """Windows that end here or before were dropped for want of room; absent where none were."""
+    sweep_due_ms: _builtins.int
+    """When idle students are looked at next; 0 where no timer is set."""
+    @_builtins.property
+    def from_ms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """From when on each length of window holds; the first holds for all time before the second."""
+
+    @_builtins.property
+    def window_ms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The lengths."""
+
+    def __init__(
+        self,
+        *,
+        timeline_id: _builtins.str = ...,
+        from_ms: _abc.Iterable[_builtins.int] | None = ...,
+        window_ms: _abc.Iterable[_builtins.int] | None = ...,
+        floor_ms: _builtins.int | None = ...,
+        sweep_due_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_floor_ms", b"_floor_ms", "floor_ms", b"floor_ms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_floor_ms", b"_floor_ms", "floor_ms", b"floor_ms", "from_ms", b"from_ms", "sweep_due_ms", b"sweep_due_ms", "timeline_id", b"timeline_id", "window_ms", b"window_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__floor_ms: _TypeAlias = _typing.Literal["floor_ms"]  # noqa: Y015
+    _WhichOneofArgType__floor_ms: _TypeAlias = _typing.Literal["_floor_ms", b"_floor_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__floor_ms) -> _WhichOneofReturnType__floor_ms | None: ...
+
+Global___HistoryTimelineRecord: _TypeAlias = HistoryTimelineRecord  # noqa: Y015
+
+@_typing.final
+class HistoryRecord(_message.Message):
+    """HistoryRecord are past windows of one student in one app, or a further piece of the one before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMELINE_ID_FIELD_NUMBER: _builtins.int
+    STUDENT_ID_FIELD_NUMBER: _builtins.int
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    CLASSROOM_ID_FIELD_NUMBER: _builtins.int
+    VISITED_MS_FIELD_NUMBER: _builtins.int
+    WINDOWS_FIELD_NUMBER: _builtins.int
+    FURTHER_PIECE_FIELD_NUMBER: _builtins.int
+    timeline_id: _builtins.str
+    """Timeline; empty for live metrics."""
+    student_id: _builtins.str
+    """The student."""
+    app_name: _builtins.str
+    """The app."""
+    classroom_id: _builtins.str
+    """Classroom that the student was in last."""
+    visited_ms: _builtins.int
+    """Log time of the last look at what has expired."""
+    further_piece: _builtins.bool
+    """It goes on with the record before; only windows are set then."""
+    @_builtins.property
+    def windows(self) -> _containers.RepeatedCompositeFieldContainer[Global___PastWindowRecord]:
+        """The windows by their ends, ascending."""
+
+    def __init__(
+        self,
+        *,
+        timeline_id: _builtins.str = ...,
+        student_id: _builtins.str = ...,
+        app_name: _builtins.str = ...,
+        classroom_id: _builtins.str = ...,
+        visited_ms: _builtins.int = ...,
+        windows: _abc.Iterable[Global___PastWindowRecord] | None = ...,
+        further_piece: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "classroom_id", b"classroom_id", "further_piece", b"further_piece", "student_id", b"student_id", "timeline_id", b"timeline_id", "visited_ms", b"visited_ms", "windows", b"windows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HistoryRecord: _TypeAlias = HistoryRecord  # noqa: Y015
+
+@_typing.final
+class PastWindowRecord(_message.Message):
+    """PastWindowRecord is one packed window; its layout is that of gaia_grpc/state/history_codec.py."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    END_MS_FIELD_NUMBER: _builtins.int
+    METRIC_TYPES_FIELD_NUMBER: _builtins.int
+    PACKED_FIELD_NUMBER: _builtins.int
+    end_ms: _builtins.int
+    """End of the window."""
+    packed: _builtins.bytes
+    """The figures."""
+    @_builtins.property
+    def metric_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its types, sorted; none where they are those of the window before."""
+
+    def __init__(
+        self,
+        *,
+        end_ms: _builtins.int = ...,
+        metric_types: _abc.Iterable[_builtins.str] | None = ...,
+        packed: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_ms", b"end_ms", "metric_types", b"metric_types", "packed", b"packed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PastWindowRecord: _TypeAlias = PastWindowRecord  # noqa: Y015
 
 @_typing.final
 class AlertEventRecords(_message.Message):

@@ -57,6 +57,7 @@ class Query(_message.Message):
     LOCK_WAIT_FIELD_NUMBER: _builtins.int
     LIST_LOCKS_FIELD_NUMBER: _builtins.int
     LIST_TASK_POLICIES_FIELD_NUMBER: _builtins.int
+    DETECTOR_INPUTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def get_session(self) -> _session_pb2.GetSessionRequest:
         """One session."""
@@ -149,6 +150,10 @@ class Query(_message.Message):
     def list_task_policies(self) -> _task_pb2.ListTaskPoliciesRequest:
         """How tasks of each type are tried again."""
 
+    @_builtins.property
+    def detector_inputs(self) -> Global___DetectorInputsQuery:
+        """What the detector saw."""
+
     def __init__(
         self,
         *,
@@ -175,12 +180,13 @@ class Query(_message.Message):
         lock_wait: Global___LockWaitQuery | None = ...,
         list_locks: _lock_pb2.ListLocksRequest | None = ...,
         list_task_policies: _task_pb2.ListTaskPoliciesRequest | None = ...,
+        detector_inputs: Global___DetectorInputsQuery | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_task_policies", b"list_task_policies", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "detector_inputs", b"detector_inputs", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_task_policies", b"list_task_policies", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_task_policies", b"list_task_policies", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "detector_inputs", b"detector_inputs", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_task_policies", b"list_task_policies", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["get_session", "list_sessions", "score_sessions", "get_task", "list_tasks", "get_queue_stats", "explain_assignment", "claim_wait", "get_aggregate", "list_aggregates", "get_history", "list_alerts", "alert_events", "list_interventions", "get_lock", "get_classroom", "list_classrooms", "get_settings", "watch_sessions", "watch_tasks", "lock_wait", "list_locks", "list_task_policies"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["get_session", "list_sessions", "score_sessions", "get_task", "list_tasks", "get_queue_stats", "explain_assignment", "claim_wait", "get_aggregate", "list_aggregates", "get_history", "list_alerts", "alert_events", "list_interventions", "get_lock", "get_classroom", "list_classrooms", "get_settings", "watch_sessions", "watch_tasks", "lock_wait", "list_locks", "list_task_policies", "detector_inputs"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -465,6 +471,148 @@ class WatchTasksResult(_message.Message):
 Global___WatchTasksResult: _TypeAlias = WatchTasksResult  # noqa: Y015
 
 @_typing.final
+class DetectorInputsQuery(_message.Message):
+    """DetectorInputsQuery asks for what the detector saw of a student in an app, in steps of 5 s."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STUDENT_ID_FIELD_NUMBER: _builtins.int
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    TIMELINE_ID_FIELD_NUMBER: _builtins.int
+    START_MS_FIELD_NUMBER: _builtins.int
+    END_MS_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    student_id: _builtins.str
+    """The student."""
+    app_name: _builtins.str
+    """The app."""
+    timeline_id: _builtins.str
+    """Timeline; empty for live metrics."""
+    start_ms: _builtins.int
+    """Windows that end after this; 0 is as far back as is kept."""
+    end_ms: _builtins.int
+    """Windows that begin before this; 0 is now."""
+    limit: _builtins.int
+    """Most windows to return, 1 to 1,000; 0 is 100."""
+    def __init__(
+        self,
+        *,
+        student_id: _builtins.str = ...,
+        app_name: _builtins.str = ...,
+        timeline_id: _builtins.str = ...,
+        start_ms: _builtins.int = ...,
+        end_ms: _builtins.int = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "end_ms", b"end_ms", "limit", b"limit", "start_ms", b"start_ms", "student_id", b"student_id", "timeline_id", b"timeline_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetectorInputsQuery: _TypeAlias = DetectorInputsQuery  # noqa: Y015
+
+@_typing.final
+class DetectorInputsResult(_message.Message):
+    """DetectorInputsResult holds inputs by window."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WINDOWS_FIELD_NUMBER: _builtins.int
+    NEXT_START_MS_FIELD_NUMBER: _builtins.int
+    next_start_ms: _builtins.int
+    """Where there are more, the start_ms that goes on; else 0."""
+    @_builtins.property
+    def windows(self) -> _containers.RepeatedCompositeFieldContainer[Global___DetectorInputsWindow]:
+        """Windows with inputs, oldest first; the last one may not be over yet."""
+
+    def __init__(
+        self,
+        *,
+        windows: _abc.Iterable[Global___DetectorInputsWindow] | None = ...,
+        next_start_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_start_ms", b"next_start_ms", "windows", b"windows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetectorInputsResult: _TypeAlias = DetectorInputsResult  # noqa: Y015
+
+@_typing.final
+class DetectorInputsWindow(_message.Message):
+    """DetectorInputsWindow is one tumbling window."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_MS_FIELD_NUMBER: _builtins.int
+    END_MS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    start_ms: _builtins.int
+    """Its begin, not part of it."""
+    end_ms: _builtins.int
+    """Its end, part of it."""
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___DetectorInputColumn]:
+        """What came in it, by channel in the order of state/channels.py; channels without any are absent."""
+
+    def __init__(
+        self,
+        *,
+        start_ms: _builtins.int = ...,
+        end_ms: _builtins.int = ...,
+        columns: _abc.Iterable[Global___DetectorInputColumn] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "end_ms", b"end_ms", "start_ms", b"start_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetectorInputsWindow: _TypeAlias = DetectorInputsWindow  # noqa: Y015
+
+@_typing.final
+class DetectorInputColumn(_message.Message):
+    """DetectorInputColumn is one channel; the three columns are equally long."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    SUMS_FIELD_NUMBER: _builtins.int
+    channel: _builtins.str
+    """Name of the channel."""
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Steps that have something, ascending: step k is 5,000 k < t <= 5,000 (k + 1)."""
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Measurements in each."""
+
+    @_builtins.property
+    def sums(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Sum in each: millionths; of response_time, 1/64 of log2 of the value in millionths."""
+
+    def __init__(
+        self,
+        *,
+        channel: _builtins.str = ...,
+        steps: _abc.Iterable[_builtins.int] | None = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+        sums: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "counts", b"counts", "steps", b"steps", "sums", b"sums"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetectorInputColumn: _TypeAlias = DetectorInputColumn  # noqa: Y015
+
+@_typing.final
 class AlertEventsQuery(_message.Message):
     """AlertEventsQuery reads alert events."""
 
@@ -562,6 +710,7 @@ class QueryResult(_message.Message):
     LOCK_WAIT_FIELD_NUMBER: _builtins.int
     LIST_LOCKS_FIELD_NUMBER: _builtins.int
     LIST_TASK_POLICIES_FIELD_NUMBER: _builtins.int
+    DETECTOR_INPUTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def refusal(self) -> _command_pb2.Refusal:
         """The query was refused."""
@@ -658,6 +807,10 @@ class QueryResult(_message.Message):
     def list_task_policies(self) -> _task_pb2.ListTaskPoliciesResponse:
         """Policies."""
 
+    @_builtins.property
+    def detector_inputs(self) -> Global___DetectorInputsResult:
+        """What the detector saw."""
+
     def __init__(
         self,
         *,
@@ -685,12 +838,13 @@ class QueryResult(_message.Message):
         lock_wait: Global___LockWaitResult | None = ...,
         list_locks: _lock_pb2.ListLocksResponse | None = ...,
         list_task_policies: _task_pb2.ListTaskPoliciesResponse | None = ...,
+        detector_inputs: Global___DetectorInputsResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_task_policies", b"list_task_policies", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "refusal", b"refusal", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "detector_inputs", b"detector_inputs", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_task_policies", b"list_task_policies", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "refusal", b"refusal", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_task_policies", b"list_task_policies", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "refusal", b"refusal", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "detector_inputs", b"detector_inputs", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_task_policies", b"list_task_policies", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "refusal", b"refusal", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["refusal", "get_session", "list_sessions", "score_sessions", "get_task", "list_tasks", "get_queue_stats", "explain_assignment", "claim_wait", "get_aggregate", "list_aggregates", "get_history", "list_alerts", "alert_events", "list_interventions", "get_lock", "get_classroom", "list_classrooms", "get_settings", "watch_sessions", "watch_tasks", "lock_wait", "list_locks", "list_task_policies"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["refusal", "get_session", "list_sessions", "score_sessions", "get_task", "list_tasks", "get_queue_stats", "explain_assignment", "claim_wait", "get_aggregate", "list_aggregates", "get_history", "list_alerts", "alert_events", "list_interventions", "get_lock", "get_classroom", "list_classrooms", "get_settings", "watch_sessions", "watch_tasks", "lock_wait", "list_locks", "list_task_policies", "detector_inputs"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 

@@ -26,17 +26,17 @@ from gaia.common.v1 import common_pb2 as gaia_dot_common_dot_v1_dot_common__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgaia/metrics/v1/metrics.proto\x12\x0fgaia.metrics.v1\x1a\x1bgaia/common/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"C\n\x06Metric\x12\x13\n\x0bmetric_type\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x15\n\revent_time_ms\x18\x03 \x01(\x03\"\x85\x02\n\x0bMetricBatch\x12\x11\n\tsource_id\x18\x01 \x01(\t\x12\x14\n\x0csource_epoch\x18\x02 \x01(\x03\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x12\n\nsent_at_ms\x18\x04 \x01(\x03\x12\x13\n\x0btimeline_id\x18\x05 \x01(\t\x12\x14\n\x0c\x63lassroom_id\x18\x06 \x01(\t\x12\x12\n\nstudent_id\x18\x07 \x01(\t\x12\x10\n\x08\x61pp_name\x18\x08 \x01(\t\x12(\n\x07metrics\x18\t \x03(\x0b\x32\x17.gaia.metrics.v1.Metric\x12,\n\tomissions\x18\n \x03(\x0b\x32\x19.gaia.metrics.v1.Omission\"v\n\x08Omission\x12\x13\n\x0bmetric_type\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x15\n\revent_time_ms\x18\x03 \x01(\x03\x12/\n\x06reason\x18\x04 \x01(\x0e\x32\x1f.gaia.metrics.v1.OmissionReason\"F\n\x15PublishMetricsRequest\x12-\n\x07\x62\x61tches\x18\x01 \x03(\x0b\x32\x1c.gaia.metrics.v1.MetricBatch\"l\n\x16PublishMetricsResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.gaia.metrics.v1.BatchResult\x12\x0c\n\x04term\x18\x02 \x01(\x03\x12\x15\n\rapplied_index\x18\x03 \x01(\x03\"\xa4\x02\n\x0b\x42\x61tchResult\x12\x11\n\tsource_id\x18\x01 \x01(\t\x12\x14\n\x0csource_epoch\x18\x02 \x01(\x03\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12,\n\x06status\x18\x04 \x01(\x0e\x32\x1c.gaia.metrics.v1.BatchStatus\x12\x16\n\x0e\x61\x63\x63\x65pted_count\x18\x05 \x01(\x05\x12\x12\n\nlate_count\x18\x06 \x01(\x05\x12\x31\n\x08rejected\x18\x07 \x03(\x0b\x32\x1f.gaia.metrics.v1.RejectedMetric\x12\x15\n\rtime_shift_ms\x18\x08 \x01(\x03\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x0f\n\x07message\x18\n \x01(\t\x12\x15\n\rsampled_count\x18\x0b \x01(\x05\"/\n\x0eRejectedMetric\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\"C\n\x14StreamMetricsRequest\x12+\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1c.gaia.metrics.v1.MetricBatch\"\\\n\x15StreamMetricsResponse\x12,\n\x06result\x18\x01 \x01(\x0b\x32\x1c.gaia.metrics.v1.BatchResult\x12\x15\n\rapplied_index\x18\x02 \x01(\x03\"\x94\x02\n\x0fMetricAggregate\x12\x13\n\x0bmetric_type\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x0b\n\x03sum\x18\x03 \x01(\x01\x12\x0c\n\x04mean\x18\x04 \x01(\x01\x12\x0b\n\x03min\x18\x05 \x01(\x01\x12\x0b\n\x03max\x18\x06 \x01(\x01\x12\x0e\n\x06stddev\x18\x07 \x01(\x01\x12\x0b\n\x03p50\x18\x08 \x01(\x01\x12\x0b\n\x03p95\x18\t \x01(\x01\x12\x0b\n\x03p99\x18\n \x01(\x01\x12\x17\n\x0frate_per_second\x18\x0b \x01(\x01\x12\x15\n\rfirst_time_ms\x18\x0c \x01(\x03\x12\x14\n\x0clast_time_ms\x18\r \x01(\x03\x12\x15\n\romitted_count\x18\x0e \x01(\x03\x12\x14\n\x0c\x63ompleteness\x18\x0f \x01(\x01\"\xa9\x02\n\tAggregate\x12\x12\n\nstudent_id\x18\x01 \x01(\t\x12\x10\n\x08\x61pp_name\x18\x02 \x01(\t\x12\x17\n\x0fwindow_start_ms\x18\x03 \x01(\x03\x12\x15\n\rwindow_end_ms\x18\x04 \x01(\x03\x12\x31\n\x07metrics\x18\x05 \x03(\x0b\x32 .gaia.metrics.v1.MetricAggregate\x12\x13\n\x0btimeline_id\x18\x06 \x01(\t\x12\x14\n\x0c\x63lassroom_id\x18\x07 \x01(\t\x12\x12\n\nlate_total\x18\x08 \x01(\x03\x12\x16\n\x0e\x61\x63\x63\x65pted_total\x18\t \x01(\x03\x12\x0f\n\x07version\x18\n \x01(\x03\x12\x15\n\romitted_total\x18\x0b \x01(\x03\x12\x14\n\x0c\x63ompleteness\x18\x0c \x01(\x01\"\x91\x01\n\x13GetAggregateRequest\x12\x12\n\nstudent_id\x18\x01 \x01(\t\x12\x10\n\x08\x61pp_name\x18\x02 \x01(\t\x12\x13\n\x0btimeline_id\x18\x03 \x01(\t\x12\r\n\x05\x61t_ms\x18\x04 \x01(\x03\x12\x30\n\x0b\x63onsistency\x18\x05 \x01(\x0e\x32\x1b.gaia.common.v1.Consistency\"E\n\x14GetAggregateResponse\x12-\n\taggregate\x18\x01 \x01(\x0b\x32\x1a.gaia.metrics.v1.Aggregate\"\x9b\x01\n\x15ListAggregatesRequest\x12\x14\n\x0c\x63lassroom_id\x18\x01 \x01(\t\x12\x13\n\x0btimeline_id\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x30\n\x0b\x63onsistency\x18\x05 \x01(\x0e\x32\x1b.gaia.common.v1.Consistency\"a\n\x16ListAggregatesResponse\x12.\n\naggregates\x18\x01 \x03(\x0b\x32\x1a.gaia.metrics.v1.Aggregate\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc9\x01\n\x11GetHistoryRequest\x12\x12\n\nstudent_id\x18\x01 \x01(\t\x12\x10\n\x08\x61pp_name\x18\x02 \x01(\t\x12\x13\n\x0btimeline_id\x18\x03 \x01(\t\x12\x10\n\x08start_ms\x18\x04 \x01(\x03\x12\x0e\n\x06\x65nd_ms\x18\x05 \x01(\x03\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\x12\x30\n\x0b\x63onsistency\x18\x08 \x01(\x0e\x32\x1b.gaia.common.v1.Consistency\"^\n\x12GetHistoryResponse\x12/\n\x07windows\x18\x01 \x03(\x0b\x32\x1e.gaia.metrics.v1.HistoryWindow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x80\x01\n\rHistoryWindow\x12-\n\taggregate\x18\x01 \x01(\x0b\x32\x1a.gaia.metrics.v1.Aggregate\x12\x10\n\x08revision\x18\x02 \x01(\x05\x12.\n\nclose_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"W\n\x15WatchClassroomRequest\x12\x14\n\x0c\x63lassroom_id\x18\x01 \x01(\t\x12\x13\n\x0btimeline_id\x18\x02 \x01(\t\x12\x13\n\x0binterval_ms\x18\x03 \x01(\x05\"\x81\x01\n\x16WatchClassroomResponse\x12.\n\naggregates\x18\x01 \x03(\x0b\x32\x1a.gaia.metrics.v1.Aggregate\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\x0e\n\x06resync\x18\x03 \x01(\x08\x12\x15\n\rapplied_index\x18\x04 \x01(\x03*\x8c\x01\n\x0eOmissionReason\x12\x1f\n\x1bOMISSION_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1bOMISSION_REASON_BUFFER_FULL\x10\x01\x12\x1b\n\x17OMISSION_REASON_SAMPLED\x10\x02\x12\x1b\n\x17OMISSION_REASON_REFUSED\x10\x03*|\n\x0b\x42\x61tchStatus\x12\x1c\n\x18\x42\x41TCH_STATUS_UNSPECIFIED\x10\x00\x12\x19\n\x15\x42\x41TCH_STATUS_ACCEPTED\x10\x01\x12\x1a\n\x16\x42\x41TCH_STATUS_DUPLICATE\x10\x02\x12\x18\n\x14\x42\x41TCH_STATUS_REFUSED\x10\x03\x32\xd3\x04\n\x0eMetricsService\x12\x61\n\x0ePublishMetrics\x12&.gaia.metrics.v1.PublishMetricsRequest\x1a\'.gaia.metrics.v1.PublishMetricsResponse\x12\x62\n\rStreamMetrics\x12%.gaia.metrics.v1.StreamMetricsRequest\x1a&.gaia.metrics.v1.StreamMetricsResponse(\x01\x30\x01\x12[\n\x0cGetAggregate\x12$.gaia.metrics.v1.GetAggregateRequest\x1a%.gaia.metrics.v1.GetAggregateResponse\x12\x61\n\x0eListAggregates\x12&.gaia.metrics.v1.ListAggregatesRequest\x1a\'.gaia.metrics.v1.ListAggregatesResponse\x12U\n\nGetHistory\x12\".gaia.metrics.v1.GetHistoryRequest\x1a#.gaia.metrics.v1.GetHistoryResponse\x12\x63\n\x0eWatchClassroom\x12&.gaia.metrics.v1.WatchClassroomRequest\x1a\'.gaia.metrics.v1.WatchClassroomResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgaia/metrics/v1/metrics.proto\x12\x0fgaia.metrics.v1\x1a\x1bgaia/common/v1/common.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"C\n\x06Metric\x12\x13\n\x0bmetric_type\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x15\n\revent_time_ms\x18\x03 \x01(\x03\"\x85\x02\n\x0bMetricBatch\x12\x11\n\tsource_id\x18\x01 \x01(\t\x12\x14\n\x0csource_epoch\x18\x02 \x01(\x03\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x12\n\nsent_at_ms\x18\x04 \x01(\x03\x12\x13\n\x0btimeline_id\x18\x05 \x01(\t\x12\x14\n\x0c\x63lassroom_id\x18\x06 \x01(\t\x12\x12\n\nstudent_id\x18\x07 \x01(\t\x12\x10\n\x08\x61pp_name\x18\x08 \x01(\t\x12(\n\x07metrics\x18\t \x03(\x0b\x32\x17.gaia.metrics.v1.Metric\x12,\n\tomissions\x18\n \x03(\x0b\x32\x19.gaia.metrics.v1.Omission\"v\n\x08Omission\x12\x13\n\x0bmetric_type\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x15\n\revent_time_ms\x18\x03 \x01(\x03\x12/\n\x06reason\x18\x04 \x01(\x0e\x32\x1f.gaia.metrics.v1.OmissionReason\"F\n\x15PublishMetricsRequest\x12-\n\x07\x62\x61tches\x18\x01 \x03(\x0b\x32\x1c.gaia.metrics.v1.MetricBatch\"l\n\x16PublishMetricsResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.gaia.metrics.v1.BatchResult\x12\x0c\n\x04term\x18\x02 \x01(\x03\x12\x15\n\rapplied_index\x18\x03 \x01(\x03\"\xbb\x02\n\x0b\x42\x61tchResult\x12\x11\n\tsource_id\x18\x01 \x01(\t\x12\x14\n\x0csource_epoch\x18\x02 \x01(\x03\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12,\n\x06status\x18\x04 \x01(\x0e\x32\x1c.gaia.metrics.v1.BatchStatus\x12\x16\n\x0e\x61\x63\x63\x65pted_count\x18\x05 \x01(\x05\x12\x12\n\nlate_count\x18\x06 \x01(\x05\x12\x31\n\x08rejected\x18\x07 \x03(\x0b\x32\x1f.gaia.metrics.v1.RejectedMetric\x12\x15\n\rtime_shift_ms\x18\x08 \x01(\x03\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x0f\n\x07message\x18\n \x01(\t\x12\x15\n\rsampled_count\x18\x0b \x01(\x05\x12\x15\n\rexpired_count\x18\x0c \x01(\x05\"/\n\x0eRejectedMetric\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\"C\n\x14StreamMetricsRequest\x12+\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1c.gaia.metrics.v1.MetricBatch\"\\\n\x15StreamMetricsResponse\x12,\n\x06result\x18\x01 \x01(\x0b\x32\x1c.gaia.metrics.v1.BatchResult\x12\x15\n\rapplied_index\x18\x02 \x01(\x03\"\xac\x02\n\x0fMetricAggregate\x12\x13\n\x0bmetric_type\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x0b\n\x03sum\x18\x03 \x01(\x01\x12\x0c\n\x04mean\x18\x04 \x01(\x01\x12\x0b\n\x03min\x18\x05 \x01(\x01\x12\x0b\n\x03max\x18\x06 \x01(\x01\x12\x0e\n\x06stddev\x18\x07 \x01(\x01\x12\x0b\n\x03p50\x18\x08 \x01(\x01\x12\x0b\n\x03p95\x18\t \x01(\x01\x12\x0b\n\x03p99\x18\n \x01(\x01\x12\x17\n\x0frate_per_second\x18\x0b \x01(\x01\x12\x15\n\rfirst_time_ms\x18\x0c \x01(\x03\x12\x14\n\x0clast_time_ms\x18\r \x01(\x03\x12\x15\n\romitted_count\x18\x0e \x01(\x03\x12\x14\n\x0c\x63ompleteness\x18\x0f \x01(\x01\x12\x16\n\x0eunranked_count\x18\x10 \x01(\x03\"\xa9\x02\n\tAggregate\x12\x12\n\nstudent_id\x18\x01 \x01(\t\x12\x10\n\x08\x61pp_name\x18\x02 \x01(\t\x12\x17\n\x0fwindow_start_ms\x18\x03 \x01(\x03\x12\x15\n\rwindow_end_ms\x18\x04 \x01(\x03\x12\x31\n\x07metrics\x18\x05 \x03(\x0b\x32 .gaia.metrics.v1.MetricAggregate\x12\x13\n\x0btimeline_id\x18\x06 \x01(\t\x12\x14\n\x0c\x63lassroom_id\x18\x07 \x01(\t\x12\x12\n\nlate_total\x18\x08 \x01(\x03\x12\x16\n\x0e\x61\x63\x63\x65pted_total\x18\t \x01(\x03\x12\x0f\n\x07version\x18\n \x01(\x03\x12\x15\n\romitted_total\x18\x0b \x01(\x03\x12\x14\n\x0c\x63ompleteness\x18\x0c \x01(\x01\"\x91\x01\n\x13GetAggregateRequest\x12\x12\n\nstudent_id\x18\x01 \x01(\t\x12\x10\n\x08\x61pp_name\x18\x02 \x01(\t\x12\x13\n\x0btimeline_id\x18\x03 \x01(\t\x12\r\n\x05\x61t_ms\x18\x04 \x01(\x03\x12\x30\n\x0b\x63onsistency\x18\x05 \x01(\x0e\x32\x1b.gaia.common.v1.Consistency\"E\n\x14GetAggregateResponse\x12-\n\taggregate\x18\x01 \x01(\x0b\x32\x1a.gaia.metrics.v1.Aggregate\"\x9b\x01\n\x15ListAggregatesRequest\x12\x14\n\x0c\x63lassroom_id\x18\x01 \x01(\t\x12\x13\n\x0btimeline_id\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x30\n\x0b\x63onsistency\x18\x05 \x01(\x0e\x32\x1b.gaia.common.v1.Consistency\"a\n\x16ListAggregatesResponse\x12.\n\naggregates\x18\x01 \x03(\x0b\x32\x1a.gaia.metrics.v1.Aggregate\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc9\x01\n\x11GetHistoryRequest\x12\x12\n\nstudent_id\x18\x01 \x01(\t\x12\x10\n\x08\x61pp_name\x18\x02 \x01(\t\x12\x13\n\x0btimeline_id\x18\x03 \x01(\t\x12\x10\n\x08start_ms\x18\x04 \x01(\x03\x12\x0e\n\x06\x65nd_ms\x18\x05 \x01(\x03\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\x12\x30\n\x0b\x63onsistency\x18\x08 \x01(\x0e\x32\x1b.gaia.common.v1.Consistency\"^\n\x12GetHistoryResponse\x12/\n\x07windows\x18\x01 \x03(\x0b\x32\x1e.gaia.metrics.v1.HistoryWindow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x80\x01\n\rHistoryWindow\x12-\n\taggregate\x18\x01 \x01(\x0b\x32\x1a.gaia.metrics.v1.Aggregate\x12\x10\n\x08revision\x18\x02 \x01(\x05\x12.\n\nclose_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"W\n\x15WatchClassroomRequest\x12\x14\n\x0c\x63lassroom_id\x18\x01 \x01(\t\x12\x13\n\x0btimeline_id\x18\x02 \x01(\t\x12\x13\n\x0binterval_ms\x18\x03 \x01(\x05\"\x81\x01\n\x16WatchClassroomResponse\x12.\n\naggregates\x18\x01 \x03(\x0b\x32\x1a.gaia.metrics.v1.Aggregate\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\x0e\n\x06resync\x18\x03 \x01(\x08\x12\x15\n\rapplied_index\x18\x04 \x01(\x03*\x8c\x01\n\x0eOmissionReason\x12\x1f\n\x1bOMISSION_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1bOMISSION_REASON_BUFFER_FULL\x10\x01\x12\x1b\n\x17OMISSION_REASON_SAMPLED\x10\x02\x12\x1b\n\x17OMISSION_REASON_REFUSED\x10\x03*|\n\x0b\x42\x61tchStatus\x12\x1c\n\x18\x42\x41TCH_STATUS_UNSPECIFIED\x10\x00\x12\x19\n\x15\x42\x41TCH_STATUS_ACCEPTED\x10\x01\x12\x1a\n\x16\x42\x41TCH_STATUS_DUPLICATE\x10\x02\x12\x18\n\x14\x42\x41TCH_STATUS_REFUSED\x10\x03\x32\xd3\x04\n\x0eMetricsService\x12\x61\n\x0ePublishMetrics\x12&.gaia.metrics.v1.PublishMetricsRequest\x1a\'.gaia.metrics.v1.PublishMetricsResponse\x12\x62\n\rStreamMetrics\x12%.gaia.metrics.v1.StreamMetricsRequest\x1a&.gaia.metrics.v1.StreamMetricsResponse(\x01\x30\x01\x12[\n\x0cGetAggregate\x12$.gaia.metrics.v1.GetAggregateRequest\x1a%.gaia.metrics.v1.GetAggregateResponse\x12\x61\n\x0eListAggregates\x12&.gaia.metrics.v1.ListAggregatesRequest\x1a\'.gaia.metrics.v1.ListAggregatesResponse\x12U\n\nGetHistory\x12\".gaia.metrics.v1.GetHistoryRequest\x1a#.gaia.metrics.v1.GetHistoryResponse\x12\x63\n\x0eWatchClassroom\x12&.gaia.metrics.v1.WatchClassroomRequest\x1a\'.gaia.metrics.v1.WatchClassroomResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gaia.metrics.v1.metrics_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OMISSIONREASON']._serialized_start=2962
-  _globals['_OMISSIONREASON']._serialized_end=3102
-  _globals['_BATCHSTATUS']._serialized_start=3104
-  _globals['_BATCHSTATUS']._serialized_end=3228
+  _globals['_OMISSIONREASON']._serialized_start=3009
+  _globals['_OMISSIONREASON']._serialized_end=3149
+  _globals['_BATCHSTATUS']._serialized_start=3151
+  _globals['_BATCHSTATUS']._serialized_end=3275
   _globals['_METRIC']._serialized_start=112
   _globals['_METRIC']._serialized_end=179
   _globals['_METRICBATCH']._serialized_start=182
@@ -48,35 +48,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUBLISHMETRICSRESPONSE']._serialized_start=637
   _globals['_PUBLISHMETRICSRESPONSE']._serialized_end=745
   _globals['_BATCHRESULT']._serialized_start=748
-  _globals['_BATCHRESULT']._serialized_end=1040
-  _globals['_REJECTEDMETRIC']._serialized_start=1042
-  _globals['_REJECTEDMETRIC']._serialized_end=1089
-  _globals['_STREAMMETRICSREQUEST']._serialized_start=1091
-  _globals['_STREAMMETRICSREQUEST']._serialized_end=1158
-  _globals['_STREAMMETRICSRESPONSE']._serialized_start=1160
-  _globals['_STREAMMETRICSRESPONSE']._serialized_end=1252
-  _globals['_METRICAGGREGATE']._serialized_start=1255
-  _globals['_METRICAGGREGATE']._serialized_end=1531
-  _globals['_AGGREGATE']._serialized_start=1534
-  _globals['_AGGREGATE']._serialized_end=1831
-  _globals['_GETAGGREGATEREQUEST']._serialized_start=1834
-  _globals['_GETAGGREGATEREQUEST']._serialized_end=1979
-  _globals['_GETAGGREGATERESPONSE']._serialized_start=1981
-  _globals['_GETAGGREGATERESPONSE']._serialized_end=2050
-  _globals['_LISTAGGREGATESREQUEST']._serialized_start=2053
-  _globals['_LISTAGGREGATESREQUEST']._serialized_end=2208
-  _globals['_LISTAGGREGATESRESPONSE']._serialized_start=2210
-  _globals['_LISTAGGREGATESRESPONSE']._serialized_end=2307
-  _globals['_GETHISTORYREQUEST']._serialized_start=2310
-  _globals['_GETHISTORYREQUEST']._serialized_end=2511
-  _globals['_GETHISTORYRESPONSE']._serialized_start=2513
-  _globals['_GETHISTORYRESPONSE']._serialized_end=2607
-  _globals['_HISTORYWINDOW']._serialized_start=2610
-  _globals['_HISTORYWINDOW']._serialized_end=2738
-  _globals['_WATCHCLASSROOMREQUEST']._serialized_start=2740
-  _globals['_WATCHCLASSROOMREQUEST']._serialized_end=2827
-  _globals['_WATCHCLASSROOMRESPONSE']._serialized_start=2830
-  _globals['_WATCHCLASSROOMRESPONSE']._serialized_end=2959
-  _globals['_METRICSSERVICE']._serialized_start=3231
-  _globals['_METRICSSERVICE']._serialized_end=3826
+  _globals['_BATCHRESULT']._serialized_end=1063
+  _globals['_REJECTEDMETRIC']._serialized_start=1065
+  _globals['_REJECTEDMETRIC']._serialized_end=1112
+  _globals['_STREAMMETRICSREQUEST']._serialized_start=1114
+  _globals['_STREAMMETRICSREQUEST']._serialized_end=1181
+  _globals['_STREAMMETRICSRESPONSE']._serialized_start=1183
+  _globals['_STREAMMETRICSRESPONSE']._serialized_end=1275
+  _globals['_METRICAGGREGATE']._serialized_start=1278
+  _globals['_METRICAGGREGATE']._serialized_end=1578
+  _globals['_AGGREGATE']._serialized_start=1581
+  _globals['_AGGREGATE']._serialized_end=1878
+  _globals['_GETAGGREGATEREQUEST']._serialized_start=1881
+  _globals['_GETAGGREGATEREQUEST']._serialized_end=2026
+  _globals['_GETAGGREGATERESPONSE']._serialized_start=2028
+  _globals['_GETAGGREGATERESPONSE']._serialized_end=2097
+  _globals['_LISTAGGREGATESREQUEST']._serialized_start=2100
+  _globals['_LISTAGGREGATESREQUEST']._serialized_end=2255
+  _globals['_LISTAGGREGATESRESPONSE']._serialized_start=2257
+  _globals['_LISTAGGREGATESRESPONSE']._serialized_end=2354
+  _globals['_GETHISTORYREQUEST']._serialized_start=2357
+  _globals['_GETHISTORYREQUEST']._serialized_end=2558
+  _globals['_GETHISTORYRESPONSE']._serialized_start=2560
+  _globals['_GETHISTORYRESPONSE']._serialized_end=2654
+  _globals['_HISTORYWINDOW']._serialized_start=2657
+  _globals['_HISTORYWINDOW']._serialized_end=2785
+  _globals['_WATCHCLASSROOMREQUEST']._serialized_start=2787
+  _globals['_WATCHCLASSROOMREQUEST']._serialized_end=2874
+  _globals['_WATCHCLASSROOMRESPONSE']._serialized_start=2877
+  _globals['_WATCHCLASSROOMRESPONSE']._serialized_end=3006
+  _globals['_METRICSSERVICE']._serialized_start=3278
+  _globals['_METRICSSERVICE']._serialized_end=3873
 # @@protoc_insertion_point(module_scope)

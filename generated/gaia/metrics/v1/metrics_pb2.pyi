@@ -287,6 +287,7 @@ class BatchResult(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     SAMPLED_COUNT_FIELD_NUMBER: _builtins.int
+    EXPIRED_COUNT_FIELD_NUMBER: _builtins.int
     source_id: _builtins.str
     """Source of the batch."""
     source_epoch: _builtins.int
@@ -298,7 +299,7 @@ class BatchResult(_message.Message):
     accepted_count: _builtins.int
     """Metrics that are in a window."""
     late_count: _builtins.int
-    """Metrics that came after their window had passed; counted, and part of the history."""
+    """Metrics that came after their rolling window had passed; counted, and part of the history."""
     time_shift_ms: _builtins.int
     """Log time minus the device's clock, in milliseconds: how far the metrics were shifted."""
     reason: _builtins.str
@@ -307,6 +308,10 @@ class BatchResult(_message.Message):
     """The refusal for people."""
     sampled_count: _builtins.int
     """Metrics that the peer left out under pressure (metrics.sampling); they count as omissions."""
+    expired_count: _builtins.int
+    """Of late_count: older than any past window that is kept, so they are counted and in no window. Not
+    repeated in the answer to a duplicate.
+    """
     @_builtins.property
     def rejected(self) -> _containers.RepeatedCompositeFieldContainer[Global___RejectedMetric]:
         """Metrics that were not stored."""
@@ -325,10 +330,11 @@ class BatchResult(_message.Message):
         reason: _builtins.str = ...,
         message: _builtins.str = ...,
         sampled_count: _builtins.int = ...,
+        expired_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_count", b"accepted_count", "late_count", b"late_count", "message", b"message", "reason", b"reason", "rejected", b"rejected", "sampled_count", b"sampled_count", "sequence", b"sequence", "source_epoch", b"source_epoch", "source_id", b"source_id", "status", b"status", "time_shift_ms", b"time_shift_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_count", b"accepted_count", "expired_count", b"expired_count", "late_count", b"late_count", "message", b"message", "reason", b"reason", "rejected", b"rejected", "sampled_count", b"sampled_count", "sequence", b"sequence", "source_epoch", b"source_epoch", "source_id", b"source_id", "status", b"status", "time_shift_ms", b"time_shift_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -435,6 +441,7 @@ class MetricAggregate(_message.Message):
     LAST_TIME_MS_FIELD_NUMBER: _builtins.int
     OMITTED_COUNT_FIELD_NUMBER: _builtins.int
     COMPLETENESS_FIELD_NUMBER: _builtins.int
+    UNRANKED_COUNT_FIELD_NUMBER: _builtins.int
     metric_type: _builtins.str
     """What was measured."""
     count: _builtins.int
@@ -467,6 +474,10 @@ class MetricAggregate(_message.Message):
     """count / (count + omitted_count): 1 where nothing is known to be missing. A type of which nothing
     but gaps is in the window stands here with a count of 0 and 0 everywhere.
     """
+    unranked_count: _builtins.int
+    """In a past window: measurements that p50, p95 and p99 leave out, because they came when only sums
+    were kept. All other figures are over all of them. 0 in a rolling window.
+    """
     def __init__(
         self,
         *,
@@ -485,10 +496,11 @@ class MetricAggregate(_message.Message):
         last_time_ms: _builtins.int = ...,
         omitted_count: _builtins.int = ...,
         completeness: _builtins.float = ...,
+        unranked_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completeness", b"completeness", "count", b"count", "first_time_ms", b"first_time_ms", "last_time_ms", b"last_time_ms", "max", b"max", "mean", b"mean", "metric_type", b"metric_type", "min", b"min", "omitted_count", b"omitted_count", "p50", b"p50", "p95", b"p95", "p99", b"p99", "rate_per_second", b"rate_per_second", "stddev", b"stddev", "sum", b"sum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completeness", b"completeness", "count", b"count", "first_time_ms", b"first_time_ms", "last_time_ms", b"last_time_ms", "max", b"max", "mean", b"mean", "metric_type", b"metric_type", "min", b"min", "omitted_count", b"omitted_count", "p50", b"p50", "p95", b"p95", "p99", b"p99", "rate_per_second", b"rate_per_second", "stddev", b"stddev", "sum", b"sum", "unranked_count", b"unranked_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -713,9 +725,9 @@ class GetHistoryRequest(_message.Message):
     timeline_id: _builtins.str
     """Timeline; empty for live metrics."""
     start_ms: _builtins.int
-    """Begin in milliseconds; 0 is as far back as is kept."""
+    """Begin in milliseconds: windows that end after it; 0 is as far back as is kept."""
     end_ms: _builtins.int
-    """End in milliseconds; 0 is now."""
+    """End in milliseconds: windows that begin before it; 0 is now."""
     page_size: _builtins.int
     """Most windows to return, 1 to 1,000; 0 is 100."""
     page_token: _builtins.str
@@ -772,7 +784,9 @@ Global___GetHistoryResponse: _TypeAlias = GetHistoryResponse  # noqa: Y015
 
 @_typing.final
 class HistoryWindow(_message.Message):
-    """HistoryWindow is one tumbling window."""
+    """HistoryWindow is one tumbling window. It is closed one window length after its end: until then
+    metrics that are on time may still come into it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -780,14 +794,16 @@ class HistoryWindow(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     CLOSE_TIME_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """Grows each time that late data changed a window that was closed."""
+    """How many batches with late data changed it, so that a reader knows an answer that is outdated."""
     @_builtins.property
     def aggregate(self) -> Global___Aggregate:
-        """Its content."""
+        """Its content. The totals and the version are those of a rolling window and not set here; the
+        classroom is the one that the student was in last.
+        """
 
     @_builtins.property
     def close_time(self) -> _timestamp_pb2.Timestamp:
-        """Log time at which the window was closed."""
+        """When the window was closed, by its clock; absent where it is not closed yet."""
 
     def __init__(
         self,

@@ -111,7 +111,11 @@ class MetricsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetHistory(self, request, context):
-        """GetHistory reads tumbling 5-minute windows of the past (8 h by default).
+        """GetHistory reads the tumbling windows of the past: metrics.window long (5 minutes), aligned to
+        multiples of that length of the window's clock, half open like the rolling one, and kept for
+        metrics.history_retention (8 h), or as metrics.type_retention says of a type. A window stands in
+        it from its end on, and where nothing was measured there is none. FAILED_PRECONDITION in a
+        cluster below feature level 3.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

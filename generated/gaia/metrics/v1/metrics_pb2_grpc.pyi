@@ -51,7 +51,12 @@ class MetricsServiceStub:
     ListAggregates: _grpc.UnaryUnaryMultiCallable[_metrics_pb2.ListAggregatesRequest, _metrics_pb2.ListAggregatesResponse]
     """ListAggregates reads the windows of a classroom, ordered by student and app, a page at a time."""
     GetHistory: _grpc.UnaryUnaryMultiCallable[_metrics_pb2.GetHistoryRequest, _metrics_pb2.GetHistoryResponse]
-    """GetHistory reads tumbling 5-minute windows of the past (8 h by default)."""
+    """GetHistory reads the tumbling windows of the past: metrics.window long (5 minutes), aligned to
+    multiples of that length of the window's clock, half open like the rolling one, and kept for
+    metrics.history_retention (8 h), or as metrics.type_retention says of a type. A window stands in
+    it from its end on, and where nothing was measured there is none. FAILED_PRECONDITION in a
+    cluster below feature level 3.
+    """
     WatchClassroom: _grpc.UnaryStreamMultiCallable[_metrics_pb2.WatchClassroomRequest, _metrics_pb2.WatchClassroomResponse]
     """WatchClassroom sends the windows of a classroom on change, and at least every 5 s."""
 
@@ -78,7 +83,12 @@ class MetricsServiceAsyncStub(MetricsServiceStub):
     ListAggregates: _aio.UnaryUnaryMultiCallable[_metrics_pb2.ListAggregatesRequest, _metrics_pb2.ListAggregatesResponse]  # type: ignore[assignment]
     """ListAggregates reads the windows of a classroom, ordered by student and app, a page at a time."""
     GetHistory: _aio.UnaryUnaryMultiCallable[_metrics_pb2.GetHistoryRequest, _metrics_pb2.GetHistoryResponse]  # type: ignore[assignment]
-    """GetHistory reads tumbling 5-minute windows of the past (8 h by default)."""
+    """GetHistory reads the tumbling windows of the past: metrics.window long (5 minutes), aligned to
+    multiples of that length of the window's clock, half open like the rolling one, and kept for
+    metrics.history_retention (8 h), or as metrics.type_retention says of a type. A window stands in
+    it from its end on, and where nothing was measured there is none. FAILED_PRECONDITION in a
+    cluster below feature level 3.
+    """
     WatchClassroom: _aio.UnaryStreamMultiCallable[_metrics_pb2.WatchClassroomRequest, _metrics_pb2.WatchClassroomResponse]  # type: ignore[assignment]
     """WatchClassroom sends the windows of a classroom on change, and at least every 5 s."""
 
@@ -127,7 +137,12 @@ class MetricsServiceServicer:
         request: _metrics_pb2.GetHistoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_metrics_pb2.GetHistoryResponse, _abc.Awaitable[_metrics_pb2.GetHistoryResponse]]:
-        """GetHistory reads tumbling 5-minute windows of the past (8 h by default)."""
+        """GetHistory reads the tumbling windows of the past: metrics.window long (5 minutes), aligned to
+        multiples of that length of the window's clock, half open like the rolling one, and kept for
+        metrics.history_retention (8 h), or as metrics.type_retention says of a type. A window stands in
+        it from its end on, and where nothing was measured there is none. FAILED_PRECONDITION in a
+        cluster below feature level 3.
+        """
 
     def WatchClassroom(
         self,
