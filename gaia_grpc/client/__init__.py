@@ -7,10 +7,11 @@ public contracts, so whatever it does a client in another language can do too.
 from gaia_grpc.client.alerts import AlertListener, AlertsApi
 from gaia_grpc.client.attempts import WorkerCounters
 from gaia_grpc.client.blocking import BlockingClient, connect_blocking
-from gaia_grpc.client.buffer import MetricsBuffer, MetricsCounters
+from gaia_grpc.client.buffer import MetricsBuffer
 from gaia_grpc.client.channels import Peer
 from gaia_grpc.client.client import Client
 from gaia_grpc.client.connection import Connection
+from gaia_grpc.client.counters import MetricsCounters
 from gaia_grpc.client.jobs import (
     BlockingJob,
     Fail,

@@ -30,6 +30,7 @@ from gaia_grpc.client.blocking_handles import (
     watching,
 )
 from gaia_grpc.client.client import Client
+from gaia_grpc.client.counters import MetricsCounters
 from gaia_grpc.client.locks import LocksApi
 from gaia_grpc.client.metrics import MetricsApi
 from gaia_grpc.client.portal import Facade, Portal, blocking, listing, streaming, wrapped
@@ -82,6 +83,11 @@ class BlockingMetrics(Facade[MetricsApi]):
     aggregates = listing(MetricsApi.aggregates)
     history = listing(MetricsApi.history)
     watch_classroom = streaming(MetricsApi.watch_classroom)
+
+    @property
+    def counters(self) -> MetricsCounters:
+        """The counts of all buffers of this client together, closed ones included."""
+        return self._inner.counters
 
 
 class BlockingAlerts(Facade[AlertsApi]):

@@ -12,9 +12,10 @@ from gaia.session.v1 import session_pb2
 from gaia.task.v1 import task_pb2
 
 from gaia_grpc.client.alerts import AlertListener
-from gaia_grpc.client.buffer import MetricsBuffer, MetricsCounters
+from gaia_grpc.client.buffer import MetricsBuffer
+from gaia_grpc.client.counters import MetricsCounters
 from gaia_grpc.client.locks import HeldLock
-from gaia_grpc.client.portal import Facade, Items, Portal, blocking, plain, wrapped
+from gaia_grpc.client.portal import Facade, Items, Portal, blocking, direct, plain, wrapped
 from gaia_grpc.client.watches import StateWatch
 from gaia_grpc.errors import GaiaError
 
@@ -42,17 +43,18 @@ class Closing(Facade[Inner], Generic[Inner]):
 
 
 class BlockingBuffer(Closing[MetricsBuffer]):
-    """See `MetricsBuffer`."""
+    """See `MetricsBuffer`. `record` does not wait for the loop: any thread may call it freely."""
 
-    record = plain(MetricsBuffer.record)
-    tick = plain(MetricsBuffer.tick)
-    seal = plain(MetricsBuffer.seal)
+    record = direct(MetricsBuffer.record)
+    tick = direct(MetricsBuffer.tick)
+    seal = direct(MetricsBuffer.seal)
+    now_ms = direct(MetricsBuffer.now_ms)
     flush = blocking(MetricsBuffer.flush)
     close = blocking(MetricsBuffer.close)
 
     @property
     def counters(self) -> MetricsCounters:
-        """The counts now; the object goes on counting."""
+        """The counts of this moment; a copy, which adds up."""
         return self._inner.counters
 
     @property

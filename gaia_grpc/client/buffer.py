@@ -1,63 +1,44 @@
 """The metrics buffer of one student in one app.
 
-`record` never waits and never touches the network. A batch is sealed at 100 metrics, one second
-after its first metric, on `flush()`, and at once for the urgent types (error, hesitation, help),
-since a teacher waits for those.
+`record` may be called from any thread, never waits and never touches network or disk. A batch is
+sealed at 100 metrics, one second after its first metric, on `flush()`, and at once for the urgent
+types (error, hesitation, help), since a teacher waits for those.
 
 Memory is bounded: beyond `max_pending` metrics that have no outcome yet, `record` refuses the
 newest one, returns False and counts it as dropped. The oldest are kept, because they may have
-reached the cluster already, and dropping those would make the counts lie. At all times
-
-    recorded == pending + acknowledged + late + rejected + dropped
+reached the cluster already, and dropping those would make the counts lie. What was dropped is told
+to the cluster as gap marks, so that the windows can say how complete they are. With a spool,
+batches that memory has no room for are on disk, and the limit is the spool's size.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from gaia.metrics.v1 import metrics_pb2
 
-from gaia_grpc.client.publisher import Clock, MetricsPublisher, SealedBatch, Source
+from gaia_grpc.client import gaps
+from gaia_grpc.client.account import Account
+from gaia_grpc.client.clock import Clock, wall_clock_ms
+from gaia_grpc.client.counters import MetricsCounters
+from gaia_grpc.client.publisher import MetricsPublisher
+from gaia_grpc.client.source import SealedBatch, Source
 from gaia_grpc.errors import GaiaError, UnavailableError
 
 FLUSH_SIZE = 100
 FLUSH_INTERVAL_S = 1.0
 MAX_PENDING = 10_000
+CLOSE_TIMEOUT_S = 30.0
+SPOOLED_CLOSE_TIMEOUT_S = 2.0
+"""Nothing is lost by closing early where there is a spool."""
 URGENT_TYPES = frozenset({"error", "hesitation", "help"})
 
-
-def wall_clock_ms() -> int:
-    """Milliseconds since 1970 by this machine's clock."""
-    return time.time_ns() // 1_000_000
-
-
-@dataclass(slots=True)
-class MetricsCounters:
-    """What became of the metrics of a buffer; see the module for the sum that always holds."""
-
-    recorded: int = 0
-    """Calls of `record`."""
-    sent: int = 0
-    """Metrics in batches that were sent at least once."""
-    acknowledged: int = 0
-    """Stored in a window."""
-    late: int = 0
-    """Stored in the history only, because their window had passed."""
-    rejected: int = 0
-    """Refused by the cluster, alone or with their batch."""
-    dropped: int = 0
-    """Never sent: the buffer was full, or it was closed before they could be delivered."""
-    batches: int = 0
-    """Batches sealed."""
-    duplicates: int = 0
-    """Batches of which an earlier attempt had arrived already."""
-    pending: int = 0
-    """Recorded, without an outcome yet."""
+Ripe = tuple[list[metrics_pb2.Metric], list[metrics_pb2.Omission]]
 
 
 class MetricsBuffer:
@@ -80,6 +61,8 @@ class MetricsBuffer:
         on_close: Callable[[MetricsBuffer], None] | None = None,
     ) -> None:
         """Use within a running loop. `clock` gives milliseconds, a timeline's simulated ones."""
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
         self._on_close = on_close
         self._publisher = publisher
         self._source = source
@@ -94,28 +77,43 @@ class MetricsBuffer:
         self._flush_interval = flush_interval
         self._max_pending = max_pending
         self._urgent_types = urgent_types
+        self._timer: asyncio.TimerHandle | None = None
+        self._account = Account(clock, spooled=source.spool is not None, gap_noted=self._gap_noted)
+        # What follows is changed by any thread, under the lock, which is held for moments only.
+        self._lock = self._account.lock
         self._open: list[metrics_pb2.Metric] = []
         self._opened_at_ms = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._opened_at_s = 0.0
+        self._ripe: list[Ripe] = []
+        self._gaps = self._account.gaps
+        self._unsealed = 0
+        self._woken = False
         self._closed = False
-        self._counters = MetricsCounters()
-        self.last_refusal = ""
-        """Reason of the latest batch or metric that the cluster refused."""
+        self._counters = self._account.counters
 
     @property
     def counters(self) -> MetricsCounters:
-        """The counts now; the object goes on counting."""
-        return self._counters
+        """The counts of this moment; a copy, which adds up."""
+        return self._account.snapshot()
+
+    @property
+    def last_refusal(self) -> str:
+        """Reason of the latest batch or metric that the cluster refused."""
+        return self._account.last_refusal
 
     @property
     def buffered(self) -> int:
         """Metrics that are not in a sealed batch yet."""
-        return len(self._open)
+        return self._unsealed
+
+    def now_ms(self) -> int:
+        """The buffer's clock, which `event_time_ms` goes by."""
+        return self._clock()
 
     def record(
         self, metric_type: str, value: float = 1.0, event_time_ms: int | None = None
     ) -> bool:
-        """Takes one measurement; False where the buffer is full and it was dropped.
+        """Takes one measurement, from any thread; False where there is no room and it was dropped.
 
         Args:
             metric_type: what was measured.
@@ -125,62 +123,110 @@ class MetricsBuffer:
         Raises:
             UnavailableError: the buffer is closed.
         """
-        if self._closed:
-            raise UnavailableError("the metrics buffer is closed")
-        self.tick()
-        self._counters.recorded += 1
-        if self._counters.pending >= self._max_pending:
-            self._counters.dropped += 1
-            return False
         now_ms = self._clock()
-        self._counters.pending += 1
-        self._open.append(
-            metrics_pb2.Metric(
-                metric_type=metric_type,
-                value=value,
-                event_time_ms=now_ms if event_time_ms is None else event_time_ms,
-            )
+        metric = metrics_pb2.Metric(
+            metric_type=metric_type,
+            value=value,
+            event_time_ms=now_ms if event_time_ms is None else event_time_ms,
         )
-        if len(self._open) >= self._flush_size or metric_type in self._urgent_types:
-            self.seal()
-        elif self._timer is None:
+        with self._lock:
+            if self._closed:
+                raise UnavailableError("the metrics buffer is closed")
+            self._ripen_old(now_ms)
+            taken = self._has_room()
+            self._counters.recorded += 1
+            if taken:
+                self._take(metric, now_ms)
+            else:
+                self._counters.dropped += 1
+                self._gaps.add(metric_type, metric.event_time_ms, gaps.BUFFER_FULL)
+            wake = not self._woken and (bool(self._ripe) or (taken and len(self._open) == 1))
+            self._woken |= wake
+        if wake:
+            self._wake()
+        return taken
+
+    def _has_room(self) -> bool:
+        spool = self._source.spool
+        if spool is None:
+            return self._counters.pending < self._max_pending
+        return not spool.full and self._unsealed < self._max_pending
+
+    def _take(self, metric: metrics_pb2.Metric, now_ms: int) -> None:
+        if not self._open:
             self._opened_at_ms = now_ms
-            self._timer = asyncio.get_running_loop().call_later(self._flush_interval, self.seal)
-        return True
+            self._opened_at_s = time.monotonic()
+        self._open.append(metric)
+        self._unsealed += 1
+        self._counters.pending += 1
+        if len(self._open) >= self._flush_size or metric.metric_type in self._urgent_types:
+            self._ripen()
+
+    def _ripen_old(self, now_ms: int) -> None:
+        """A simulated clock may run faster than the loop's, whose timer would come too late."""
+        if self._open and now_ms - self._opened_at_ms >= self._flush_interval * 1000:
+            self._ripen()
+
+    def _ripen(self) -> None:
+        """The open batch is complete; under the lock."""
+        if self._open or self._gaps:
+            self._ripe.append((self._open, self._gaps.take()))
+            self._open = []
+            self._counters.batches += 1
 
     def tick(self) -> None:
-        """Seals what is older than the flush interval by the buffer's own clock.
-
-        A simulated clock may run faster than the loop's, whose timer would then come too late.
-        """
-        if self._open and self._clock() - self._opened_at_ms >= self._flush_interval * 1000:
-            self.seal()
+        """Seals what is older than the flush interval by the buffer's own clock."""
+        now_ms = self._clock()
+        with self._lock:
+            self._ripen_old(now_ms)
+        self._wake()
 
     def seal(self) -> None:
         """Hands what is buffered to the publisher; does not wait for its outcome."""
-        if self._timer is not None:
+        with self._lock:
+            self._ripen()
+        self._wake()
+
+    def _wake(self) -> None:
+        if threading.get_ident() == self._loop_thread:
+            self._advance()
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._advance)
+        except RuntimeError:
+            raise UnavailableError("the loop of the metrics buffer has ended") from None
+
+    def _advance(self) -> None:
+        """On the loop: passes on the batches that are complete, and sets the timer for the next."""
+        with self._lock:
+            self._woken = False
+            ripe, self._ripe = self._ripe, []
+            self._unsealed = len(self._open)
+            opened_at_s = self._opened_at_s if self._open else None
+        if ripe and self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self._open:
-            return
-        message = metrics_pb2.MetricBatch()
-        message.CopyFrom(self._template)
-        message.metrics.extend(self._open)
-        message.sent_at_ms = self._clock()
-        self._open = []
-        self._counters.batches += 1
-        # On a timeline sent_at_ms is its clock: a retry that stamped it anew would drive the clock
-        # ahead of other students' metrics which are still on their way.
-        live = not self._template.timeline_id
-        self._publisher.submit(
-            self._source,
-            SealedBatch(
-                message,
-                settled=lambda result: self._settled(len(message.metrics), result),
-                stamp=self._clock if live else None,
-                attempted=self._attempted,
-            ),
-        )
+        for metrics, omissions in ripe:
+            message = metrics_pb2.MetricBatch()
+            message.CopyFrom(self._template)
+            message.metrics.extend(metrics)
+            message.omissions.extend(omissions)
+            message.sent_at_ms = self._clock()
+            self._publisher.submit(self._source, SealedBatch(message, self._account, self._clock))
+        if opened_at_s is not None and self._timer is None:
+            age_s = time.monotonic() - opened_at_s
+            self._set_timer(max(self._flush_interval - age_s, 0.0))
+
+    def _set_timer(self, delay_s: float) -> None:
+        self._timer = self._loop.call_later(delay_s, self._timer_came)
+
+    def _gap_noted(self) -> None:
+        if self._timer is None and not self._closed:
+            self._set_timer(self._flush_interval)
+
+    def _timer_came(self) -> None:
+        self._timer = None
+        self.seal()
 
     async def flush(self, timeout: float = 30.0) -> None:
         """Seals what is buffered and waits until everything recorded so far has an outcome.
@@ -190,33 +236,43 @@ class MetricsBuffer:
                 batches are kept and sent again.
         """
         self.seal()
-        target = self._counters.recorded - self._counters.dropped
+        target = self._counters.batches
         try:
             async with asyncio.timeout(timeout):
-                while self._resolved() < target:
+                while self._account.settled_batches < target:
                     await self._publisher.wait_call()
         except TimeoutError as error:
-            last = self._publisher.last_error
+            counts, last = self.counters, self._publisher.last_error
             raise UnavailableError(
-                f"{target - self._resolved()} metrics not delivered within {timeout:g} s; "
+                f"{counts.pending + counts.spooled} metrics not delivered within {timeout:g} s; "
                 f"kept for another try ({last.message if last else 'no answer yet'})"
             ) from error
 
-    async def close(self, timeout: float = 30.0) -> None:
-        """Flushes and ends. What can't be delivered within `timeout` seconds counts as dropped.
+    async def close(self, timeout: float | None = None) -> None:
+        """Flushes and ends. What can't be delivered within `timeout` seconds (30, or 2 with a
+        spool) counts as dropped, or stays in the spool for the next start.
 
         Raises:
-            UnavailableError: some metrics could not be delivered.
+            UnavailableError: metrics were dropped.
         """
-        if self._closed:
-            return
-        self._closed = True
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        spooled = self._source.spool is not None
+        if timeout is None:
+            timeout = SPOOLED_CLOSE_TIMEOUT_S if spooled else CLOSE_TIMEOUT_S
         try:
             await self.flush(timeout)
+        except UnavailableError:
+            if not spooled:
+                raise
         finally:
-            lost = self._counters.pending
-            self._counters.pending = 0
-            self._counters.dropped += lost
+            if self._timer is not None:
+                self._timer.cancel()
+            if not spooled:
+                self._publisher.withdraw(self._source, self._account)
+            self._account.end()
             if self._on_close is not None:
                 self._on_close(self)
 
@@ -234,28 +290,3 @@ class MetricsBuffer:
         except GaiaError:
             if error is None:
                 raise
-
-    def _resolved(self) -> int:
-        counters = self._counters
-        return counters.acknowledged + counters.late + counters.rejected
-
-    def _attempted(self, metrics: int) -> None:
-        self._counters.sent += metrics
-
-    def _settled(self, metrics: int, result: metrics_pb2.BatchResult) -> None:
-        counters = self._counters
-        if self._closed and counters.pending < metrics:
-            return  # close() has counted it as dropped already
-        counters.pending -= metrics
-        if result.status == metrics_pb2.BATCH_STATUS_REFUSED:
-            counters.rejected += metrics
-            self.last_refusal = result.reason
-            return
-        if result.status == metrics_pb2.BATCH_STATUS_DUPLICATE:
-            counters.duplicates += 1
-        rejected, late = len(result.rejected), result.late_count
-        if rejected:
-            self.last_refusal = result.rejected[0].reason
-        counters.rejected += rejected
-        counters.late += late
-        counters.acknowledged += metrics - rejected - late

@@ -7,12 +7,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from gaia_grpc.client.alerts import AlertsApi
-from gaia_grpc.client.buffer import wall_clock_ms
 from gaia_grpc.client.channels import Peer
+from gaia_grpc.client.clock import Clock
 from gaia_grpc.client.connection import Connection, Request, Response, UnaryMethod
 from gaia_grpc.client.locks import LocksApi
 from gaia_grpc.client.metrics import MetricsApi
-from gaia_grpc.client.publisher import Clock
 from gaia_grpc.client.resources import ClassroomsApi, ClusterApi, SessionsApi
 from gaia_grpc.client.retry import DEFAULT_ATTEMPT_TIMEOUT_S, DEFAULT_TIMEOUT_S
 from gaia_grpc.client.tasks import TasksApi
@@ -24,7 +23,9 @@ CONNECT_TIMEOUT_S = 10.0
 class Client:
     """A client of one cluster. Make it by `Client.connect`."""
 
-    def __init__(self, connection: Connection, *, connect_timeout: float, clock: Clock) -> None:
+    def __init__(
+        self, connection: Connection, *, connect_timeout: float, clock: Clock | None
+    ) -> None:
         """Use `Client.connect`."""
         self.connection = connection
         self._connect_timeout = connect_timeout
@@ -45,7 +46,7 @@ class Client:
         timeout: float = DEFAULT_TIMEOUT_S,
         attempt_timeout: float = DEFAULT_ATTEMPT_TIMEOUT_S,
         connect_timeout: float = CONNECT_TIMEOUT_S,
-        clock: Clock = wall_clock_ms,
+        clock: Clock | None = None,
     ) -> Client:
         """A client that is connected by `async with` or `await`.
 
@@ -59,7 +60,8 @@ class Client:
             timeout: default budget of a call in seconds, over all its attempts.
             attempt_timeout: default deadline of one attempt in seconds.
             connect_timeout: seconds for the first answer.
-            clock: milliseconds; stamps metrics.
+            clock: milliseconds; stamps metrics. By default the wall clock as it was at the start,
+                moved on by a clock that nobody sets.
 
         Raises:
             ConfigError: an address is malformed.

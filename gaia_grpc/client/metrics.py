@@ -13,10 +13,11 @@ from gaia_grpc.client.buffer import (
     MAX_PENDING,
     URGENT_TYPES,
     MetricsBuffer,
-    wall_clock_ms,
 )
+from gaia_grpc.client.clock import Clock, SteadyClock
 from gaia_grpc.client.connection import Connection
-from gaia_grpc.client.publisher import Clock, MetricsPublisher
+from gaia_grpc.client.counters import MetricsCounters
+from gaia_grpc.client.publisher import MetricsPublisher
 from gaia_grpc.client.resources import LINEARIZABLE, Consistency
 from gaia_grpc.client.streams import watch
 
@@ -24,12 +25,13 @@ from gaia_grpc.client.streams import watch
 class MetricsApi:
     """MetricsService."""
 
-    def __init__(self, connection: Connection, clock: Clock = wall_clock_ms) -> None:
+    def __init__(self, connection: Connection, clock: Clock | None = None) -> None:
         self._connection = connection
-        self._clock = clock
+        self._clock = clock or SteadyClock()
         self._publisher: MetricsPublisher | None = None
         self._buffers: dict[int, MetricsBuffer] = {}
         self._buffers_made = 0
+        self._closed_buffers = MetricsCounters()
 
     @property
     def publisher(self) -> MetricsPublisher:
@@ -91,7 +93,15 @@ class MetricsApi:
         return buffer
 
     def _forget(self, number: int) -> None:
-        self._buffers.pop(number, None)
+        buffer = self._buffers.pop(number, None)
+        if buffer is not None:
+            self._closed_buffers.add(buffer.counters)
+
+    @property
+    def counters(self) -> MetricsCounters:
+        """The counts of all buffers of this client together, closed ones included."""
+        open_buffers = (buffer.counters for buffer in self._buffers.values())
+        return MetricsCounters.total([self._closed_buffers, *open_buffers])
 
     async def publish(
         self, batches: Iterable[metrics_pb2.MetricBatch], *, timeout: float | None = None

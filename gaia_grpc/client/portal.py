@@ -160,6 +160,18 @@ def plain(
     return call
 
 
+def direct(
+    method: Callable[Concatenate[Any, P], R],
+) -> Callable[Concatenate[Facade[Any], P], R]:
+    """The same method, of an object that takes it from any thread: no visit to the loop."""
+
+    @functools.wraps(method)
+    def call(self: Facade[Any], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return method(self._inner, *args, **kwargs)
+
+    return call
+
+
 def wrapped(
     method: Callable[Concatenate[Any, P], Inner], facade: Callable[[Portal, Inner], Outer]
 ) -> Callable[Concatenate[Facade[Any], P], Outer]:

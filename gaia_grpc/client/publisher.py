@@ -9,13 +9,14 @@ same sequence, for ever: the cluster counts it once, however often it comes.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Coroutine
+from typing import Any
 
 from gaia.metrics.v1 import metrics_pb2
 
+from gaia_grpc.client.clock import Clock
 from gaia_grpc.client.connection import Connection
+from gaia_grpc.client.source import Owner, SealedBatch, Source
 from gaia_grpc.errors import DomainError, GaiaError, ResourceExhaustedError
 
 MAX_CALL_BATCHES = 500
@@ -25,40 +26,11 @@ MAX_CALLS = 4
 CALL_TIMEOUT_S = 30.0
 RETRY_PAUSE_S = 0.5
 
-Clock = Callable[[], int]
-
-
-@dataclass(slots=True)
-class SealedBatch:
-    """A batch with its number. `settled` is called once, with its final outcome."""
-
-    message: metrics_pb2.MetricBatch
-    settled: Callable[[metrics_pb2.BatchResult], None]
-    stamp: Clock | None
-    """Clock for `sent_at_ms` at each attempt; None keeps the time at which it was sealed."""
-    attempted: Callable[[int], None]
-    """Called with the number of metrics when the batch is sent for the first time."""
-    was_attempted: bool = False
-    alone: bool = False
-    """Sent in a call of its own, since a call that held it was refused as a whole."""
-
-
-@dataclass(slots=True)
-class Source:
-    """One sender: its identity, its numbering and what it still has to deliver, in order."""
-
-    source_id: str
-    source_epoch: int
-    next_sequence: int = 1
-    queue: deque[SealedBatch] = field(default_factory=deque)
-    in_flight: int = 0
-    """How many batches at the head of `queue` are in a call."""
-    not_before: float = 0.0
-    """Loop time before which nothing of it is sent, after a failure."""
+Taken = list[tuple[Source, list[SealedBatch]]]
 
 
 class MetricsPublisher:
-    """One per client. Its task runs while there is something to send."""
+    """One per client. Its tasks run while there is something to send."""
 
     def __init__(self, connection: Connection, wall_clock: Clock) -> None:
         self._connection = connection
@@ -67,6 +39,7 @@ class MetricsPublisher:
         self._ready: dict[str, Source] = {}
         """Sources that have something to send and nothing in flight, oldest wish first."""
         self._calls: set[asyncio.Task[None]] = set()
+        self._loads: set[asyncio.Task[None]] = set()
         self._wakeups: set[asyncio.TimerHandle] = set()
         self._changed: list[asyncio.Future[None]] = []
         self._closed = False
@@ -82,46 +55,75 @@ class MetricsPublisher:
             self._sources[source_id] = source
         return source
 
+    def adopt(self, source: Source) -> None:
+        """Sends what a source with a spool has left over, and from now on all it gets."""
+        self._sources[source.source_id] = source
+        self._continue(source)
+
     def submit(self, source: Source, batch: SealedBatch) -> None:
         """Numbers the batch and sends it as soon as its turn comes; never waits."""
-        batch.message.source_id = source.source_id
-        batch.message.source_epoch = source.source_epoch
-        batch.message.sequence = source.next_sequence
-        source.next_sequence += 1
-        source.queue.append(batch)
+        source.add(batch)
+        self._continue(source)
+
+    def withdraw(self, source: Source, owner: Owner) -> None:
+        """Gives up the batches of `owner`; those in a call may arrive all the same."""
+        source.withdraw(owner)
+
+    def _continue(self, source: Source) -> None:
+        if source.wants_load and not self._closed:
+            source.loading = True
+            self._keep_task(self._loads, self._load(source))
         self._offer(source)
         self._start_calls()
+
+    async def _load(self, source: Source) -> None:
+        try:
+            if source.spool is not None:
+                for batch in await source.spool.load():
+                    source.push(batch)
+        finally:
+            source.loading = False
+        self._continue(source)
 
     def _offer(self, source: Source) -> None:
         if self._closed or not source.queue or source.in_flight or source.source_id in self._ready:
             return
         loop = asyncio.get_running_loop()
         if source.not_before > loop.time():
-            handle = loop.call_at(source.not_before, self._retry, source)
+            handle = loop.call_at(source.not_before, self._continue, source)
             self._wakeups = {timer for timer in self._wakeups if timer.when() > loop.time()}
             self._wakeups.add(handle)
             return
         self._ready[source.source_id] = source
 
-    def _retry(self, source: Source) -> None:
-        self._offer(source)
-        self._start_calls()
-
     def _start_calls(self) -> None:
         while self._ready and len(self._calls) < MAX_CALLS and not self._closed:
-            taken = self._take()
-            task = asyncio.create_task(self._send(taken))
-            self._calls.add(task)
-            task.add_done_callback(self._call_done)
+            self._keep_task(self._calls, self._send(self._take()))
 
-    def _take(self) -> list[tuple[Source, list[SealedBatch]]]:
+    def _keep_task(
+        self, tasks: set[asyncio.Task[None]], coroutine: Coroutine[Any, Any, None]
+    ) -> None:
+        task = asyncio.create_task(coroutine)
+        tasks.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            tasks.discard(task)
+            self._task_ended(task)
+
+        task.add_done_callback(ended)
+
+    def _take(self) -> Taken:
         """Batches for one call, in the order in which their sources became ready."""
-        taken: list[tuple[Source, list[SealedBatch]]] = []
+        taken: Taken = []
         batches = metrics = 0
         for source_id in list(self._ready):
             source = self._ready[source_id]
             mine: list[SealedBatch] = []
             for batch in source.queue:
+                # One epoch a call: the cluster remembers few epochs of a source, and the answer of
+                # one must have come before a later one can push it out.
+                if mine and batch.message.source_epoch != mine[0].message.source_epoch:
+                    break
                 size = len(batch.message.metrics)
                 full = batches >= MAX_CALL_BATCHES or metrics + size > MAX_CALL_METRICS
                 if (full or batch.alone) and batches:
@@ -131,7 +133,10 @@ class MetricsPublisher:
                 if batch.alone:
                     break
             if not mine:
-                break
+                if source.queue:
+                    break
+                del self._ready[source_id]  # its batches were withdrawn
+                continue
             del self._ready[source_id]
             source.in_flight = len(mine)
             taken.append((source, mine))
@@ -139,87 +144,88 @@ class MetricsPublisher:
                 break
         return taken
 
-    async def _send(self, taken: list[tuple[Source, list[SealedBatch]]]) -> None:
+    async def _send(self, taken: Taken) -> None:
         batches = [batch for _, mine in taken for batch in mine]
+        if not batches:
+            return
         for batch in batches:
             if not batch.was_attempted:
                 batch.was_attempted = True
-                batch.attempted(len(batch.message.metrics))
-        request = metrics_pb2.PublishMetricsRequest(batches=[item.message for item in batches])
-
-        def stamp(outgoing: metrics_pb2.PublishMetricsRequest) -> None:
-            for item, message in zip(batches, outgoing.batches, strict=True):
-                if item.stamp is not None:
-                    message.sent_at_ms = item.stamp()
-
-        self.calls_total += 1
+                batch.owner.attempted(len(batch.message.metrics))
         try:
-            await self._deliver(taken, batches, request, stamp)
+            await self._deliver(taken, batches)
         finally:
             for source, _ in taken:
                 source.in_flight = 0
-                self._offer(source)
+                self._continue(source)
 
-    async def _deliver(
-        self,
-        taken: list[tuple[Source, list[SealedBatch]]],
-        batches: list[SealedBatch],
-        request: metrics_pb2.PublishMetricsRequest,
-        stamp: Callable[[metrics_pb2.PublishMetricsRequest], None],
-    ) -> None:
+    async def _deliver(self, taken: Taken, batches: list[SealedBatch]) -> None:
+        def stamp(outgoing: metrics_pb2.PublishMetricsRequest) -> None:
+            for item, message in zip(batches, outgoing.batches, strict=True):
+                item.stamp(message)
+
+        self.calls_total += 1
         try:
             response = await self._connection.call(
                 lambda peer: peer.metrics.PublishMetrics,
-                request,
+                metrics_pb2.PublishMetricsRequest(batches=[item.message for item in batches]),
                 timeout=CALL_TIMEOUT_S,
                 before_attempt=stamp,
             )
         except GaiaError as error:
             self._call_failed(taken, batches, error)
             return
-        self.last_error = None
-        results = deque(response.results)
-        if len(results) != len(batches):
+        if len(response.results) != len(batches):
             self._keep(taken, GaiaError("the answer has another number of results"))
             return
+        self.last_error = None
+        results = iter(response.results)
         for source, mine in taken:
-            for batch in mine:
-                source.queue.popleft()
-                batch.settled(results.popleft())
+            self._settle(source, [(batch, next(results)) for batch in mine])
 
-    def _call_failed(
-        self,
-        taken: list[tuple[Source, list[SealedBatch]]],
-        batches: list[SealedBatch],
-        error: GaiaError,
+    def _settle(
+        self, source: Source, outcomes: list[tuple[SealedBatch, metrics_pb2.BatchResult]]
     ) -> None:
+        for _, result in outcomes:
+            if (
+                result.status == metrics_pb2.BATCH_STATUS_REFUSED
+                and result.reason == ResourceExhaustedError.reason
+            ):
+                # For want of room, not for good: this one and those behind it come again.
+                error = ResourceExhaustedError(result.message, reason=result.reason)
+                self._keep([(source, [])], error)
+                return
+            batch = source.pop()
+            batch.owner.settled(batch.message, result)
+
+    def _call_failed(self, taken: Taken, batches: list[SealedBatch], error: GaiaError) -> None:
         refused = isinstance(error, DomainError) and not isinstance(error, ResourceExhaustedError)
         if not refused:
             self._keep(taken, error)
         elif len(batches) == 1:
             self.last_error = error
-            source, (batch,) = taken[0]
-            source.queue.popleft()
-            batch.settled(
+            batch = taken[0][0].pop()
+            batch.owner.settled(
+                batch.message,
                 metrics_pb2.BatchResult(
                     status=metrics_pb2.BATCH_STATUS_REFUSED,
                     reason=error.instance_reason,
                     message=error.message,
-                )
+                ),
             )
         else:
             # One bad batch must not take the others with it: each shows its own outcome alone.
             for batch in batches:
                 batch.alone = True
 
-    def _keep(self, taken: list[tuple[Source, list[SealedBatch]]], error: GaiaError) -> None:
+    def _keep(self, taken: Taken, error: GaiaError) -> None:
         self.last_error = error
-        again_at = asyncio.get_running_loop().time() + RETRY_PAUSE_S
+        pause_s = max(RETRY_PAUSE_S, (error.retry_after_ms or 0) / 1000)
+        again_at = asyncio.get_running_loop().time() + pause_s
         for source, _ in taken:
             source.not_before = again_at
 
-    def _call_done(self, task: asyncio.Task[None]) -> None:
-        self._calls.discard(task)
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
             asyncio.get_running_loop().call_exception_handler(
                 {"message": "publishing metrics failed inside", "exception": task.exception()}
@@ -237,12 +243,15 @@ class MetricsPublisher:
         await waiter
 
     async def close(self) -> None:
-        """Stops sending; what is not delivered stays undelivered."""
+        """Stops sending; what is not delivered stays undelivered, in its spool if it has one."""
         self._closed = True
         for handle in self._wakeups:
             handle.cancel()
-        calls = list(self._calls)
-        for call in calls:
-            call.cancel()
-        if calls:
-            await asyncio.wait(calls)
+        tasks = [*self._calls, *self._loads]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for source in self._sources.values():
+            if source.spool is not None:
+                await source.spool.close()

@@ -26,14 +26,13 @@ def published(peers: Peers) -> list[Request]:
     return [request for peer in peers for request in peer.of("PublishMetrics")]
 
 
-def result(batch: metrics_pb2.MetricBatch, late_count: int = 0) -> metrics_pb2.BatchResult:
+def result(batch: metrics_pb2.MetricBatch) -> metrics_pb2.BatchResult:
     return metrics_pb2.BatchResult(
         source_id=batch.source_id,
         source_epoch=batch.source_epoch,
         sequence=batch.sequence,
         status=metrics_pb2.BATCH_STATUS_ACCEPTED,
         accepted_count=len(batch.metrics),
-        late_count=late_count,
     )
 
 
@@ -77,6 +76,7 @@ class Store:
 
 def assert_adds_up(buffer: MetricsBuffer) -> None:
     counts = buffer.counters
+    assert counts.adds_up, counts
     assert counts.recorded == (
         counts.pending + counts.acknowledged + counts.late + counts.rejected + counts.dropped
     )
@@ -242,8 +242,10 @@ async def test_a_full_buffer_refuses_the_newest_and_counts_it(
 
 async def test_late_and_rejected_metrics_are_counted_apart(peers: Peers, connect: Connect) -> None:
     async def publish(request: Request, context: Context) -> Response:
-        answer = result(request.batches[0], late_count=2)
-        answer.rejected.add(index=0, reason="VALUE_OUT_OF_RANGE")
+        answer = result(request.batches[0])
+        if request.batches[0].metrics:
+            answer.accepted_count, answer.late_count = 7, 2
+            answer.rejected.add(index=0, reason="VALUE_OUT_OF_RANGE")
         return Response(results=[answer])
 
     peers[0].answers["PublishMetrics"] = publish

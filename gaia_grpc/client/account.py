@@ -1,0 +1,117 @@
+"""The books of one buffer: every metric is in one count at every moment, whatever thread asks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from gaia.metrics.v1 import metrics_pb2
+
+from gaia_grpc.client import gaps
+from gaia_grpc.client.clock import Clock
+from gaia_grpc.client.counters import MetricsCounters
+
+
+class Account:
+    """Counters and gap marks of a buffer, or of the batches that a spool had left over.
+
+    It is the `Owner` of its batches. `lock` guards everything here and is held for moments only.
+    """
+
+    def __init__(self, clock: Clock, *, spooled: bool, gap_noted: Callable[[], None]) -> None:
+        """`gap_noted` is called on the loop when there is something to tell the cluster."""
+        self.lock = threading.Lock()
+        self.counters = MetricsCounters()
+        self.gaps = gaps.GapLedger()
+        self.settled_batches = 0
+        self.last_refusal = ""
+        self._clock = clock
+        self._spooled = spooled
+        self._gap_noted = gap_noted
+        self._ended = False
+
+    def snapshot(self) -> MetricsCounters:
+        """The counts of this moment."""
+        with self.lock:
+            return self.counters.copy()
+
+    def end(self) -> None:
+        """Counts what has no outcome at the close: it stays in the spool, or is given up."""
+        with self.lock:
+            self._ended = True
+            if self._spooled:
+                self.counters.spooled += self.counters.pending
+            else:
+                self.counters.dropped += self.counters.pending
+            self.counters.pending = 0
+
+    def attempted(self, metrics: int) -> None:
+        """A batch is sent for the first time."""
+        with self.lock:
+            self.counters.sent += metrics
+
+    def parked(self, metrics: int) -> None:
+        """A batch is on disk only."""
+        with self.lock:
+            if not self._ended:
+                self.counters.pending -= metrics
+                self.counters.spooled += metrics
+
+    def loaded(self, metrics: int) -> None:
+        """A batch is in memory again."""
+        with self.lock:
+            if not self._ended:
+                self.counters.spooled -= metrics
+                self.counters.pending += metrics
+
+    def lost(self, metrics: int) -> None:
+        """A batch that was on disk only is not there any more."""
+        now_ms = self._clock()
+        with self.lock:
+            self.settled_batches += 1
+            self.counters.spooled -= metrics
+            self.counters.dropped += metrics
+            if metrics:
+                self.gaps.add(gaps.UNKNOWN_TYPE, now_ms, gaps.BUFFER_FULL, metrics)
+        self._tell_gaps()
+
+    def settled(self, message: metrics_pb2.MetricBatch, result: metrics_pb2.BatchResult) -> None:
+        """A batch has its outcome."""
+        metrics = len(message.metrics)
+        now_ms = self._clock()
+        with self.lock:
+            self.settled_batches += 1
+            if not self._ended:
+                self.counters.pending -= metrics
+            elif self._spooled:
+                self.counters.spooled -= metrics
+            else:
+                return  # `end` has counted it as dropped already
+            self.counters.settle(metrics, result)
+            self._note_refusals(message, result, now_ms)
+        self._tell_gaps()
+
+    def _tell_gaps(self) -> None:
+        if self.gaps and not self._ended:
+            self._gap_noted()
+
+    def _note_refusals(
+        self, message: metrics_pb2.MetricBatch, result: metrics_pb2.BatchResult, now_ms: int
+    ) -> None:
+        """What was refused for good is missing: the next batch says so."""
+        if result.status != metrics_pb2.BATCH_STATUS_REFUSED:
+            self.counters.gaps_told += sum(mark.count for mark in message.omissions)
+            for refusal in result.rejected:
+                self.last_refusal = refusal.reason
+                self._note_refused(message.metrics[refusal.index], refusal.reason, now_ms)
+        elif message.metrics:
+            # Marks of a batch with nothing else are not told again: they are what was refused.
+            self.last_refusal = result.reason
+            self.gaps.add_omissions(message.omissions)
+            for metric in message.metrics:
+                self._note_refused(metric, result.reason, now_ms)
+
+    def _note_refused(self, metric: metrics_pb2.Metric, reason: str, now_ms: int) -> None:
+        bad_type = reason == "TYPE_INVALID"
+        metric_type = gaps.UNKNOWN_TYPE if bad_type else metric.metric_type
+        self.gaps.add(metric_type, min(metric.event_time_ms, now_ms), gaps.REFUSED)
