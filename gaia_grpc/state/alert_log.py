@@ -12,7 +12,7 @@ from array import array
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from gaia.alert.v1 import alert_pb2
@@ -29,7 +29,8 @@ EVENTS_PER_RECORD: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class EventRecord:
-    """One change of one alert; `body` is the serialized Alert after it."""
+    """One change of one alert; `body` is the serialized Alert after it, empty once the student's
+    data was deleted: the sequence stays, and nobody gets it any more."""
 
     sequence: int
     change: int
@@ -137,8 +138,8 @@ _NOTHING: Final = array("q")
 class AlertLog:
     """The retained events and their orders."""
 
-    __slots__ = ("_events", "_frozen_next", "_frozen_through", "_gone", "_index", "_kept",
-                 "frozen_oldest", "newest")  # fmt: skip
+    __slots__ = ("_erased", "_events", "_frozen_next", "_frozen_through", "_gone", "_index",
+                 "_kept", "frozen_oldest", "newest")  # fmt: skip
 
     def __init__(self) -> None:
         self._events: list[EventRecord] = []
@@ -151,9 +152,11 @@ class AlertLog:
         """Sequence of the oldest event in the snapshot under way."""
         self._frozen_next = 0
         self._frozen_through = 0
-        """A snapshot still needs these sequences: events never change, but the oldest go."""
+        """A snapshot still needs these sequences, as they were: the oldest go, some are erased."""
         self._kept: deque[EventRecord] = deque()
         """Those among them that are gone from the list: the first ones."""
+        self._erased: dict[int, EventRecord] = {}
+        """What those among them were that were erased."""
 
     def __len__(self) -> int:
         return len(self._events) - self._gone
@@ -188,6 +191,21 @@ class AlertLog:
             self._gone = 0
         return dropped
 
+    def erase(self, student_id: str, scope: Scope) -> int:
+        """Empties all events of a student in a timeline and classroom; returns how many."""
+        count = 0
+        for sequence in self._index.numbers(Selection(*scope)):
+            event = self.get(sequence)
+            if event is None or event.student_id != student_id:
+                continue
+            if self._frozen_next <= sequence <= self._frozen_through:
+                self._erased.setdefault(sequence, event)
+            self._events[self._gone + sequence - self.oldest] = replace(
+                event, student_id="", body=b""
+            )
+            count += 1
+        return count
+
     def select(
         self, selection: Selection, after_sequence: int, limit: int
     ) -> tuple[list[EventRecord], int]:
@@ -199,7 +217,7 @@ class AlertLog:
             if len(found) >= limit or at - start >= SCANNED_AT_MOST:
                 return found, sequences[at] - 1
             event = self._events[self._gone + sequences[at] - self.oldest]
-            if selection.matches(event.student_id, event.severity):
+            if event.body and selection.matches(event.student_id, event.severity):
                 found.append(event)
         return found, max(self.newest, after_sequence)
 
@@ -211,12 +229,14 @@ class AlertLog:
 
     def _freeze(self) -> Iterator[bytes]:
         self._kept = deque()
+        self._erased = {}
         self.frozen_oldest = self._frozen_next = self.oldest
         self._frozen_through = self.newest
         return self._walk()
 
     def _thaw(self) -> None:
         self._kept = deque()
+        self._erased = {}
         self._frozen_next = self._frozen_through = 0
 
     def _walk(self) -> Iterator[bytes]:
@@ -229,7 +249,7 @@ class AlertLog:
                     event = self._kept.popleft()
                 else:
                     event = self._events[self._gone + sequence - self.oldest]
-                stored.events.append(_encode(event))
+                stored.events.append(_encode(self._erased.pop(sequence, event)))
             self._frozen_next = end
             last = end > self._frozen_through
             yield stored.SerializeToString(deterministic=True)

@@ -41,7 +41,7 @@ FIRST_COMMANDS = (
     "resolve_alert",
 )
 SECOND_COMMANDS = ("acquire_lock", "renew_lock", "release_lock", "cancel_lock_wait")
-THIRD_COMMANDS: tuple[str, ...] = ()
+THIRD_COMMANDS: tuple[str, ...] = ("put_classroom", "delete_student_data")
 LEVELS: Mapping[str, int] = MappingProxyType(
     {
         **dict.fromkeys(FIRST_COMMANDS, FIRST_LEVEL),
@@ -52,7 +52,9 @@ LEVELS: Mapping[str, int] = MappingProxyType(
 """By the name of the command's body: the level that the cluster must have."""
 
 
-ANNOUNCED_EARLIER: frozenset[str] = frozenset({"acquire_lock", "renew_lock", "release_lock"})
+ANNOUNCED_EARLIER: frozenset[str] = frozenset(
+    {"acquire_lock", "renew_lock", "release_lock", "put_classroom", "delete_student_data"}
+)
 """Kinds that older versions knew and refused as UNIMPLEMENTED."""
 
 

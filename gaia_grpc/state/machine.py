@@ -40,7 +40,9 @@ class StateMachine:
         self._requests = RequestTable(self._context)
         self._commands: dict[str, CommandHandler] = {}
         self._queries: dict[str, QueryHandler] = {}
-        self._tables, self._replays = build_tables(self._context)
+        tables = build_tables(self._context, self._requests)
+        self._tables, self._replays = tables.ordered, tables.replays
+        self._student_data = tables.student_data
         parts = list(self._requests.parts)
         for table in self._tables:
             self._commands.update(table.commands)
@@ -69,6 +71,12 @@ class StateMachine:
     def feature_level(self) -> int:
         """What the cluster may use; 1 before the founding."""
         return self._context.feature_level
+
+    @property
+    def deletion_index(self) -> int:
+        """Index of the last command that deleted a student's data; 0 where there was none. A log
+        up to it holds what the state must not hold any more."""
+        return self._student_data.last_index
 
     def apply(self, index: int, kind: int, data: bytes) -> bytes:
         """Applies the next entry; returns a serialized CommandResult (empty for other kinds).

@@ -201,6 +201,16 @@ class MetricsTable:
             timeline.clock_ms = sent_at_ms
         return sent_at_ms
 
+    def forget_student(self, student_id: str) -> int:
+        """Removes a student's windows on every timeline; returns how many.
+
+        Which batches came is still known: none of them is counted again.
+        """
+        forgotten = self._timelines.forget_student(student_id)
+        for window in forgotten:
+            self._context.touch(topics.classroom_metrics(window.timeline_id, window.classroom_id))
+        return len(forgotten)
+
     # --- queries
 
     def get_aggregate(

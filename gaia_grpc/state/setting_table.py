@@ -79,6 +79,11 @@ ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
      "Most callers that wait for locks at once."),
     ("lock.max_wait", "duration", "60s", "0ms", "10m",
      "Longest wait for a lock; a longer one is cut to it."),
+    # --- classrooms
+    ("classroom.max_classrooms", "int", "1000", "1", "10000",
+     "Most classrooms."),
+    ("classroom.max_members", "int", "200000", "1", "2000000",
+     "Most teachers and students of all classrooms together."),
 )  # fmt: skip
 
 ORDERED_PAIRS: tuple[tuple[str, str], ...] = (
@@ -92,6 +97,8 @@ SINCE_LEVELS: dict[str, int] = {
     "lock.max_locks": 2,
     "lock.max_waiters": 2,
     "lock.max_wait": 2,
+    "classroom.max_classrooms": 3,
+    "classroom.max_members": 3,
 }
 """Settings that a cluster below this feature level does not have: an older version knows nothing of
 them, and what it lists, accepts and refuses is part of the chain hash. All others: level 1."""

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from gaia_grpc.state.alerts import AlertsTable
+from gaia_grpc.state.classrooms import ClassroomTable
 from gaia_grpc.state.cluster import ClusterTable
 from gaia_grpc.state.context import Context, Table
 from gaia_grpc.state.locks import LockTable
 from gaia_grpc.state.metrics import MetricsTable
-from gaia_grpc.state.requests import Replay
+from gaia_grpc.state.requests import Replay, RequestTable
 from gaia_grpc.state.sessions import SessionTable
+from gaia_grpc.state.student_data import StudentDataTable
 from gaia_grpc.state.tasks import TaskTable
 from gaia_grpc.state.timelines import Timelines
 
 
-def build_tables(context: Context) -> tuple[tuple[Table, ...], Mapping[str, Replay]]:
-    """All tables, in the order in which `settings_changed` reaches them.
+class Tables(NamedTuple):
+    """What the state is made of."""
 
-    Beside them, by command, how a kept outcome is told again where it is more than its bytes.
-    """
+    ordered: tuple[Table, ...]
+    """All of them, in the order in which `settings_changed` reaches them."""
+    replays: Mapping[str, Replay]
+    """By command: how a kept outcome is told again where it is more than its bytes."""
+    student_data: StudentDataTable
+
+
+def build_tables(context: Context, requests: RequestTable) -> Tables:
+    """All tables of one machine."""
     cluster = ClusterTable(context)
     sessions = SessionTable(context)
     tasks = TaskTable(context, sessions)
@@ -27,5 +37,10 @@ def build_tables(context: Context) -> tuple[tuple[Table, ...], Mapping[str, Repl
     alerts = AlertsTable(context, timelines)
     metrics = MetricsTable(context, timelines, alerts)
     locks = LockTable(context)
-    tables = (cluster, sessions, tasks, metrics, alerts, locks)
-    return tables, {"claim_tasks": tasks.claims, "acquire_lock": locks}
+    classrooms = ClassroomTable(context)
+    student_data = StudentDataTable(context, requests, metrics, alerts, classrooms)
+    return Tables(
+        (cluster, sessions, tasks, metrics, alerts, locks, classrooms, student_data),
+        {"claim_tasks": tasks.claims, "acquire_lock": locks, "put_classroom": classrooms},
+        student_data,
+    )

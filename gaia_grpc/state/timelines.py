@@ -117,7 +117,10 @@ class Timeline:
         evicted: list[Key] = []
         while len(evicted) < EVICTED_AT_ONCE and self._due and self._due[0][0] <= now_ms:
             bound_ms, key = self._due[0]
-            window = self.windows[key]
+            window = self.windows.get(key)
+            if window is None:
+                heapq.heappop(self._due)
+                continue
             due_ms = window.touched_ms + self._idle_ms
             if due_ms > bound_ms:
                 heapq.heapreplace(self._due, (due_ms, key))
@@ -127,6 +130,21 @@ class Timeline:
             del self.windows[key]
             evicted.append(key)
         return evicted
+
+    def forget_student(self, student_id: str) -> list[StudentWindow]:
+        """Forgets the windows of a student; their due times go when they come to the front, and
+        may be there twice if the student comes back, which forgets nothing sooner."""
+        forgotten: list[StudentWindow] = []
+        for keys in list(self.classrooms.values()):
+            # Before each of the student's keys, and behind all of smaller ids.
+            first = last = bisect_left(keys, (student_id, ""))
+            while last < len(keys) and keys[last][0] == student_id:
+                last += 1
+            for key in keys[first:last]:
+                window = self.windows.pop(key)
+                self._leave_classroom(key, window)
+                forgotten.append(window)
+        return forgotten
 
     def _leave_classroom(self, key: Key, window: StudentWindow) -> None:
         keys = self.classrooms[window.classroom_id]
@@ -195,6 +213,18 @@ class Timelines:
             self.window_count -= len(timeline.windows)
             evicted.append(timeline)
         return evicted
+
+    def forget_student(self, student_id: str) -> list[StudentWindow]:
+        """Forgets the windows of a student on every timeline; returns them in a fixed order.
+
+        A bisection for each classroom of each timeline, however many windows there are.
+        """
+        forgotten: list[StudentWindow] = []
+        for timeline in self._timelines.values():
+            forgotten += timeline.forget_student(student_id)
+        self.window_count -= len(forgotten)
+        # Classrooms stand in another order where a snapshot was loaded.
+        return sorted(forgotten, key=lambda window: (window.timeline_id, window.key))
 
     # --- snapshots
 

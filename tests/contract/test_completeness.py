@@ -29,12 +29,10 @@ QUERIES = [field.name for field in query_pb2.Query.DESCRIPTOR.oneofs_by_name["bo
 
 LATER_COMMANDS = {
     "snooze_alert", "record_intervention",
-    "put_classroom", "delete_student_data",
     "put_task_policy", "delete_task_policy",
 }  # fmt: skip
 LATER_QUERIES = {
     "get_history", "list_interventions",
-    "get_classroom", "list_classrooms",
     "list_task_policies",
 }  # fmt: skip
 

@@ -37,7 +37,7 @@ def event(sequence: int, timeline: str, classroom: str, student: str, level: int
         classroom_id=classroom,
         student_id=student,
         severity=level,
-        body=b"",
+        body=b"alert",
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from gaia.alert.v1 import alert_pb2
 from gaia.command.v1 import command_pb2
 
-from gaia_grpc.state import alerts, topics
+from gaia_grpc.state import alert_queries, topics
 from gaia_grpc.state.timelines import TIMELINE_IDLE_MS
 from tests.state.lessons import ROOM, Lesson
 
@@ -520,7 +520,7 @@ def test_alerts_newest_first_in_pages() -> None:
 
 
 def test_a_page_that_had_to_look_far_names_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alerts, "SCANNED_AT_MOST", 2)
+    monkeypatch.setattr(alert_queries, "SCANNED_AT_MOST", 2)
     lesson = Lesson()
     for number in range(5):
         lesson.errors(2, 1, 0, student=f"s{number}")
