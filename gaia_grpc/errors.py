@@ -209,6 +209,58 @@ class LockLostError(StaleLockError):
     reason = "LOCK_LOST"
 
 
+class TaskOutcomeError(FailedPreconditionError):
+    """A task that somebody waited for has no result (yet); the fields say how it stands."""
+
+    reason = "TASK_OUTCOME"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        task_id: str,
+        task_type: str = "",
+        state: str = "",
+        error_type: str = "",
+        last_error: str = "",
+        retry_count: int = 0,
+    ) -> None:
+        super().__init__(message, metadata={"task_id": task_id, "state": state})
+        self.task_id = task_id
+        self.task_type = task_type
+        self.state = state
+        """As TaskState without its prefix, `FAILED`."""
+        self.error_type = error_type
+        """Kind of the last error, as its worker named it."""
+        self.last_error = last_error
+        self.retry_count = retry_count
+        """Failed attempts."""
+
+
+class TaskFailedError(TaskOutcomeError):
+    """The task is a dead letter: out of retries, failed for good, too late, or for a dependency."""
+
+    reason = "TASK_FAILED"
+
+
+class TaskCancelledError(TaskOutcomeError):
+    """Somebody called the task off."""
+
+    reason = "TASK_CANCELLED"
+
+
+class TaskNotDoneError(TaskOutcomeError):
+    """The task is still open after all the time that was waited; it goes on."""
+
+    reason = "TASK_NOT_DONE"
+
+
+class UndecodableError(InvalidArgumentError):
+    """Bytes of a payload or a result that the codec can't read; trying again reads the same."""
+
+    reason = "UNDECODABLE"
+
+
 class ConfigurationRefusedError(FailedPreconditionError):
     """A change of the members that is not safe now, or makes no sense."""
 

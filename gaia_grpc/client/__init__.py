@@ -10,6 +10,7 @@ from gaia_grpc.client.blocking import BlockingClient, connect_blocking
 from gaia_grpc.client.buffer import MetricsBuffer
 from gaia_grpc.client.channels import Peer
 from gaia_grpc.client.client import Client
+from gaia_grpc.client.codecs import BYTES, JSON, Codec
 from gaia_grpc.client.connection import Connection
 from gaia_grpc.client.counters import MetricsCounters
 from gaia_grpc.client.jobs import (
@@ -30,11 +31,14 @@ from gaia_grpc.client.resources import (
     ClusterApi,
     SessionsApi,
 )
+from gaia_grpc.client.task_specs import TaskRef, new_task
 from gaia_grpc.client.tasks import TasksApi
 from gaia_grpc.client.watches import StateWatch
 from gaia_grpc.client.worker import Worker
 
 __all__ = [
+    "BYTES",
+    "JSON",
     "LINEARIZABLE",
     "LOCAL",
     "AlertListener",
@@ -44,6 +48,7 @@ __all__ = [
     "ClassroomsApi",
     "Client",
     "ClusterApi",
+    "Codec",
     "Connection",
     "Fail",
     "HeldLock",
@@ -58,9 +63,11 @@ __all__ = [
     "Retry",
     "SessionsApi",
     "StateWatch",
+    "TaskRef",
     "TasksApi",
     "Worker",
     "WorkerCounters",
     "connect_blocking",
     "current_job",
+    "new_task",
 ]

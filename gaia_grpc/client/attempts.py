@@ -14,14 +14,17 @@ from typing import Any
 from gaia.task.v1 import task_pb2
 
 from gaia_grpc.client.client import Client
+from gaia_grpc.client.codecs import BYTES, Codec
 from gaia_grpc.client.held_claim import HeldClaim
 from gaia_grpc.client.jobs import AnyJob, BlockingJob, Fail, Job, Release, Retry, current
+from gaia_grpc.client.tasks import MAX_ERROR_CHARACTERS, MAX_ERROR_TYPE_CHARACTERS
 from gaia_grpc.errors import (
     DomainError,
     FailedPreconditionError,
     GaiaError,
     NotFoundError,
     StaleClaimError,
+    UndecodableError,
 )
 
 LOG = logging.getLogger("gaia_grpc.worker")
@@ -30,7 +33,6 @@ OUTCOME_TIMEOUT_S = 60.0
 """Budget of one call that reports an outcome; without an answer it is repeated."""
 REPORT_PAUSE_S = 1.0
 RELEASE_PAUSE_S = 1.0
-MAX_ERROR_CHARACTERS = 4_096
 
 Call = Callable[[], Awaitable[object]]
 
@@ -68,6 +70,23 @@ class TaskHandler:
     wants_task: bool
     timeout_s: float | None = None
     """Longest that it may run: the claim of one that hangs would be renewed for ever."""
+    codec: Codec[Any] = BYTES
+    """How payloads and results are read and written."""
+
+    def encode(self, result: object) -> bytes:
+        """What CompleteTask stores. Raises `TypeError` for what the codec does not take."""
+        if self.codec is BYTES:
+            if result is None:
+                return b""
+            if not isinstance(result, bytes | bytearray | memoryview):
+                kind = type(result).__name__
+                raise TypeError(
+                    f"the handler returned {kind}; it may return bytes or None, or name a codec"
+                )
+        try:
+            return self.codec.encode(result)
+        except Exception as error:
+            raise TypeError(f"the handler's codec does not take its result: {error}") from error
 
     @property
     def is_async(self) -> bool:
@@ -142,6 +161,7 @@ class Attempt:
         guards = [
             asyncio.create_task(self.claim.keep()),
             asyncio.create_task(self.claim.watch()),
+            asyncio.create_task(self.claim.expect_deadline()),
         ]
         self._counters.busy += 1
         try:
@@ -178,7 +198,8 @@ class Attempt:
         await asyncio.wait({work})
 
     async def _handle(self, handler: TaskHandler) -> object:
-        job: AnyJob = Job(self.claim) if handler.is_async else BlockingJob(self.claim)
+        kind = Job if handler.is_async else BlockingJob
+        job: AnyJob = kind(self.claim, handler.codec)
         current.set(job)
         argument = self.task if handler.wants_task else job
         try:
@@ -208,11 +229,11 @@ class Attempt:
             await asyncio.sleep(RELEASE_PAUSE_S)
 
     async def _complete(self, result: object) -> None:
-        if result is not None and not isinstance(result, bytes | bytearray | memoryview):
-            kind = type(result).__name__
-            await self._fail(TypeError(f"the handler returned {kind}; it may return bytes or None"))
+        try:
+            data = b"" if self._handler is None else self._handler.encode(result)
+        except TypeError as error:
+            await self._fail(error)
             return
-        data = b"" if result is None else bytes(result)
         try:
             await self._report(
                 lambda: self._tasks.complete(self.task, data, timeout=OUTCOME_TIMEOUT_S),
@@ -224,13 +245,19 @@ class Attempt:
 
     async def _fail(self, error: BaseException) -> None:
         text = error_text(error)
-        permanent = isinstance(error, Fail)
+        permanent = isinstance(error, Fail | UndecodableError)
+        after_s = error.after if isinstance(error, Retry) else None
         if not isinstance(error, Fail | Retry):
             LOG.info("task %s failed", self.task.task_id, exc_info=error)
 
         async def fail() -> None:
             answer = await self._tasks.fail(
-                self.task, text, permanent=permanent, timeout=OUTCOME_TIMEOUT_S
+                self.task,
+                text,
+                permanent=permanent,
+                error_type=error_type_of(error),
+                retry_delay=after_s,
+                timeout=OUTCOME_TIMEOUT_S,
             )
             if answer.task.state == task_pb2.TASK_STATE_FAILED:
                 LOG.warning(
@@ -289,6 +316,21 @@ def error_text(error: BaseException) -> str:
         text = f"{type(error).__name__}: {text}".removesuffix(": ")
     text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= MAX_ERROR_CHARACTERS else f"{text[: MAX_ERROR_CHARACTERS - 1]}…"
+
+
+def error_type_of(error: BaseException) -> str:
+    """The kind of the error: as the handler named it, or the name of the exception.
+
+    `Fail` and `Retry` say what to do and not what went wrong: what they were raised from does.
+    """
+    if isinstance(error, Fail | Retry):
+        cause = error.__cause__ or error
+        name = error.error_type or type(cause).__name__
+    else:
+        name = type(error).__name__
+    # The cluster takes names of one line.
+    clean = "".join(letter if letter.isprintable() else "?" for letter in name)
+    return clean.encode("utf-8", "replace").decode()[:MAX_ERROR_TYPE_CHARACTERS]
 
 
 async def in_thread(function: Callable[[Any], Any], argument: object, *, name: str) -> Any:

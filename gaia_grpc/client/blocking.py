@@ -16,7 +16,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar, overload
 
 from gaia.session.v1 import session_pb2
 
@@ -30,12 +30,21 @@ from gaia_grpc.client.blocking_handles import (
     watching,
 )
 from gaia_grpc.client.client import Client
+from gaia_grpc.client.codecs import BYTES, Codec
 from gaia_grpc.client.counters import MetricsCounters
 from gaia_grpc.client.locks import LocksApi
 from gaia_grpc.client.metrics import MetricsApi
 from gaia_grpc.client.portal import Facade, Portal, blocking, listing, streaming, wrapped
+from gaia_grpc.client.presets import (
+    ComprehensionApp,
+    MathApp,
+    PianoApp,
+    ReadingApp,
+    TypingApp,
+)
 from gaia_grpc.client.resources import ClassroomsApi, ClusterApi, SessionsApi
-from gaia_grpc.client.tasks import TasksApi
+from gaia_grpc.client.task_specs import TaskRef
+from gaia_grpc.client.tasks import Result, TasksApi
 from gaia_grpc.client.worker import SIGNALS, AnyHandler, Worker
 
 P = ParamSpec("P")
@@ -59,6 +68,8 @@ class BlockingTasks(Facade[TasksApi]):
 
     enqueue = blocking(TasksApi.enqueue)
     enqueue_batch = blocking(TasksApi.enqueue_batch)
+    run = blocking(TasksApi.run)
+    wait = blocking(TasksApi.wait)
     claim = blocking(TasksApi.claim)
     extend = blocking(TasksApi.extend)
     complete = blocking(TasksApi.complete)
@@ -72,12 +83,45 @@ class BlockingTasks(Facade[TasksApi]):
     stats = blocking(TasksApi.stats)
     explain = blocking(TasksApi.explain)
     watch = watching(TasksApi.watch)
+    put_policy = blocking(TasksApi.put_policy)
+    delete_policy = blocking(TasksApi.delete_policy)
+    policies = listing(TasksApi.policies)
+
+    @overload
+    def result(self, task: TaskRef, *, timeout: float | None = None) -> bytes: ...
+
+    @overload
+    def result(
+        self, task: TaskRef, *, codec: Codec[Result], timeout: float | None = None
+    ) -> Result: ...
+
+    @functools.wraps(TasksApi.result)
+    def result(
+        self, task: TaskRef, *, codec: Codec[Any] = BYTES, timeout: float | None = None
+    ) -> Any:
+        """As `TasksApi.result`."""
+        return self._portal.run(self._inner.result(task, codec=codec, timeout=timeout))
 
 
 class BlockingMetrics(Facade[MetricsApi]):
     """See `MetricsApi`."""
 
     buffer = wrapped(MetricsApi.buffer, BlockingBuffer)
+    typing = wrapped(
+        MetricsApi.typing, lambda portal, app: TypingApp(BlockingBuffer(portal, app.buffer))
+    )
+    math = wrapped(
+        MetricsApi.math, lambda portal, app: MathApp(BlockingBuffer(portal, app.buffer))
+    )
+    reading = wrapped(
+        MetricsApi.reading, lambda portal, app: ReadingApp(BlockingBuffer(portal, app.buffer))
+    )
+    piano = wrapped(
+        MetricsApi.piano, lambda portal, app: PianoApp(BlockingBuffer(portal, app.buffer))
+    )
+    comprehension = wrapped(
+        MetricsApi.comprehension, lambda portal, app: ComprehensionApp(BlockingBuffer(portal, app.buffer))
+    )
     publish = blocking(MetricsApi.publish)
     aggregate = blocking(MetricsApi.aggregate)
     aggregates = listing(MetricsApi.aggregates)
@@ -136,10 +180,10 @@ class BlockingWorker(Closing[Worker]):
     close = stop
 
     def task(
-        self, *task_types: str, timeout: float | None = None
+        self, *task_types: str, codec: Codec[Any] = BYTES, timeout: float | None = None
     ) -> Callable[[AnyHandler], AnyHandler]:
         """As `Worker.task`."""
-        return self._inner.task(*task_types, timeout=timeout)
+        return self._inner.task(*task_types, codec=codec, timeout=timeout)
 
     def start(self) -> Self:
         """As `Worker.start`."""

@@ -30,6 +30,8 @@ SHORTEST_CLAIM_S = 0.03
 SHORTEST_CALL_S = 5.0
 PROGRESS_EVERY_S = 1.0
 """Progress is for people: at most this often it costs a log entry."""
+DEADLINE_PAUSE_S = 0.25
+"""Between looks at a deadline that has passed here and not yet in the log, whose clock may lag."""
 WATCH_AFTER_S = 1.0
 """Attempts shorter than this end before anyone could call them off; they cost no stream."""
 
@@ -65,6 +67,8 @@ class HeldClaim:
         self._to_tell = asyncio.Event()
         self._extending = asyncio.Lock()
         self.claim_s = claim_seconds(task)
+        left_s = seconds_to_deadline(task)
+        self._deadline_s = None if left_s is None else self.loop.time() + left_s
 
     def lose(self, why: str) -> None:
         """Interrupts the handler or its report; nothing is sent with this token from here on."""
@@ -149,6 +153,24 @@ class HeldClaim:
                 pause_s = self._third() / 3
             await asyncio.sleep(min(PROGRESS_EVERY_S, self.claim_s / 10))
 
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the task's deadline; None where it has none."""
+        if self._deadline_s is None:
+            return None
+        return max(self._deadline_s - self.loop.time(), 0.0)
+
+    async def expect_deadline(self) -> None:
+        """Loses the claim once the cluster has ended it at the task's deadline.
+
+        The log decides: its clock stands still while nobody leads, and a task that is completed
+        before it gets there is completed.
+        """
+        while (left_s := self.seconds_left) is not None and not self.lost.is_set():
+            await asyncio.sleep(max(left_s, DEADLINE_PAUSE_S))
+            if not self.seconds_left:
+                await self.verify()
+
     async def _news(self) -> None:
         """Waits for progress that no renewal has told yet: one with a checkpoint may have."""
         while True:
@@ -190,7 +212,8 @@ def why_lost(held: task_pb2.Task, now: task_pb2.Task) -> str:
     if now.claim_token < held.claim_token or now.state in alive:
         return ""
     state = task_pb2.TaskState.Name(now.state).removeprefix("TASK_STATE_")
-    return f"the task is {state}"
+    why = f" ({now.last_error})" if now.state == task_pb2.TASK_STATE_FAILED else ""
+    return f"the task is {state}{why}"
 
 
 def claim_seconds(task: task_pb2.Task) -> float:
@@ -200,3 +223,11 @@ def claim_seconds(task: task_pb2.Task) -> float:
     # Both are log time: their difference holds whatever clock this machine has.
     ends_ms = task.claim_expire_time.ToMilliseconds()
     return max((ends_ms - task.update_time.ToMilliseconds()) / 1000, SHORTEST_CLAIM_S)
+
+
+def seconds_to_deadline(task: task_pb2.Task) -> float | None:
+    """From the claim to the task's deadline, by log time; None where it has none."""
+    if not task.HasField("deadline_time"):
+        return None
+    # Both are log time, as above.
+    return (task.deadline_time.ToMilliseconds() - task.update_time.ToMilliseconds()) / 1000

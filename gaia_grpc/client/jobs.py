@@ -4,26 +4,44 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import ContextVar
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from gaia.task.v1 import task_pb2
 
+from gaia_grpc.client.codecs import BYTES, Codec
 from gaia_grpc.client.held_claim import HeldClaim
-from gaia_grpc.errors import FailedPreconditionError
+from gaia_grpc.errors import FailedPreconditionError, InvalidArgumentError
 
 CHECKPOINT_TIMEOUT_S = 60.0
+MAX_RETRY_DELAY_S = 30 * 86_400.0
 
 
 class Fail(Exception):  # noqa: N818 - an outcome that a handler names, not a fault
     """Raised by a handler: the task can never succeed. It becomes a dead letter, without retry."""
+
+    def __init__(self, *arguments: object, error_type: str = "") -> None:
+        """`error_type` is the kind of the error; by default the name of what it was raised from."""
+        super().__init__(*arguments)
+        self.error_type = error_type
 
 
 class Retry(Exception):  # noqa: N818 - as above
     """Raised by a handler: this attempt failed, another may succeed.
 
     Any other exception does the same; this one is for failures that are expected, and its text is
-    stored as it is. When the next attempt comes is up to the cluster (`task.retry_base`).
+    stored as it is. When the next attempt comes is up to the cluster (the policy of the type, or
+    `task.retry_base`), unless the handler knows better: `Retry("busy", after=30)`.
     """
+
+    def __init__(
+        self, *arguments: object, after: float | None = None, error_type: str = ""
+    ) -> None:
+        """`after` is the wait in seconds, 0 to 30 days; `error_type` as of `Fail`."""
+        super().__init__(*arguments)
+        if after is not None and not 0 <= after <= MAX_RETRY_DELAY_S:
+            raise InvalidArgumentError(f"after is not within 0 to 30 days: {after:g} s")
+        self.after = after
+        self.error_type = error_type
 
 
 class Release(Exception):  # noqa: N818 - as above
@@ -37,9 +55,10 @@ PermanentTaskError = Fail
 class JobView:
     """What both kinds of jobs have: the claimed task, and whether it is still ours."""
 
-    def __init__(self, claim: HeldClaim) -> None:
+    def __init__(self, claim: HeldClaim, codec: Codec[Any] = BYTES) -> None:
         """Made by the worker."""
         self._claim = claim
+        self._codec = codec
 
     @property
     def task(self) -> task_pb2.Task:
@@ -62,6 +81,21 @@ class JobView:
         return self.task.payload
 
     @property
+    def data(self) -> Any:
+        """The payload as the handler's codec reads it: `@worker.task("grade", codec=JSON)`.
+
+        Raises:
+            UndecodableError: the codec can't; where the handler lets it pass, the task fails
+                without a retry.
+        """
+        return self._codec.decode(self.task.payload)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the task's deadline, by log time; None where it has none."""
+        return self._claim.seconds_left
+
+    @property
     def claim_token(self) -> int:
         """Fencing token of this attempt: with it, side effects can refuse an older one."""
         return self.task.claim_token
@@ -82,8 +116,13 @@ class JobView:
         return self.task.last_error
 
     @property
+    def previous_error_type(self) -> str:
+        """The kind of that error, such as the name of an exception."""
+        return self.task.last_error_type
+
+    @property
     def lost(self) -> bool:
-        """Whether the claim is gone: cancelled, expired or with somebody else.
+        """Whether the claim is gone: cancelled, expired, past its deadline or with somebody else.
 
         The result is not sent any more. An `async` handler is cancelled then; a plain function
         runs in a thread, which nothing can stop: it should look here now and then.

@@ -7,7 +7,7 @@ here does not is reachable through `Client.call` with the raw request.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import TypeAlias
 
 import grpc
@@ -15,7 +15,6 @@ from gaia.classroom.v1 import classroom_pb2
 from gaia.cluster.v1 import cluster_pb2
 from gaia.common.v1 import common_pb2
 from gaia.session.v1 import session_pb2
-from gaia.task.v1 import task_pb2
 from google.protobuf.duration_pb2 import Duration
 
 from gaia_grpc.client.connection import Connection
@@ -339,8 +338,3 @@ class ClusterApi:
             ),
             timeout=timeout,
         )
-
-
-def new_tasks(tasks: Iterable[task_pb2.NewTask | str]) -> list[task_pb2.NewTask]:
-    """NewTask messages; a bare string is a task_type."""
-    return [task_pb2.NewTask(task_type=task) if isinstance(task, str) else task for task in tasks]

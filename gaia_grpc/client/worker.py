@@ -24,6 +24,7 @@ from gaia.task.v1 import task_pb2
 
 from gaia_grpc.client.attempts import LOG, Attempt, TaskHandler, WorkerCounters, cancel
 from gaia_grpc.client.client import Client
+from gaia_grpc.client.codecs import BYTES, Codec
 from gaia_grpc.client.jobs import BlockingJob, Job
 from gaia_grpc.client.resources import session_labels
 from gaia_grpc.client.session_keeper import SESSION_LOST, SessionKeeper, backoff_s
@@ -37,7 +38,8 @@ from gaia_grpc.errors import (
 
 Result: TypeAlias = bytes | None
 Handler = Callable[[task_pb2.Task], Awaitable[Result] | Result]
-JobHandler: TypeAlias = Callable[[Job], Awaitable[Result]] | Callable[[BlockingJob], Result]
+JobHandler: TypeAlias = Callable[[Job], Awaitable[Any]] | Callable[[BlockingJob], Any]
+"""Returns bytes or None; with a codec, what the codec takes."""
 AnyHandler = TypeVar("AnyHandler", bound=JobHandler)
 
 CLAIM_WAIT_S = 5.0
@@ -70,7 +72,8 @@ class Worker:
 
     Handlers are found by task type, and only their types are claimed. `async` functions run on the
     loop, plain functions in a thread each. A handler returns the result or raises: `Retry`,
-    `Fail` (no retry), `Release` (uncounted), anything else like `Retry`.
+    `Fail` (no retry), `Release` (uncounted), anything else like `Retry`. `Retry("busy", after=30)`
+    says when; the name of the exception is stored as the error's type.
 
     Args:
         client: a connected client.
@@ -149,12 +152,14 @@ class Worker:
         )
 
     def task(
-        self, *task_types: str, timeout: float | None = None
+        self, *task_types: str, codec: Codec[Any] = BYTES, timeout: float | None = None
     ) -> Callable[[AnyHandler], AnyHandler]:
         """Decorator: the function handles tasks of these types.
 
         Args:
             task_types: at least one.
+            codec: reads `job.data` and writes what the function returns: `JSON`, or one of
+                your own; by default it returns bytes or None.
             timeout: seconds after which an attempt fails, and its handler is cancelled or finds
                 its job lost; None lets it run for ever, with its claim renewed.
 
@@ -168,7 +173,7 @@ class Worker:
             for task_type in task_types:
                 if task_type in self._handlers:
                     raise ConfigError(f"task type {task_type} has a handler already")
-                self._handlers[task_type] = TaskHandler(function, False, timeout)
+                self._handlers[task_type] = TaskHandler(function, False, timeout, codec)
             return function
 
         return register

@@ -20,14 +20,17 @@ def test_the_public_names_are_pinned() -> None:
     assert sorted(sdk.__all__) == [
         "AlertListener",
         "AlertsApi",
+        "BYTES",
         "BlockingClient",
         "BlockingJob",
         "ClassroomsApi",
         "Client",
         "ClusterApi",
+        "Codec",
         "Connection",
         "Fail",
         "HeldLock",
+        "JSON",
         "Job",
         "LINEARIZABLE",
         "LOCAL",
@@ -41,11 +44,13 @@ def test_the_public_names_are_pinned() -> None:
         "Retry",
         "SessionsApi",
         "StateWatch",
+        "TaskRef",
         "TasksApi",
         "Worker",
         "WorkerCounters",
         "connect_blocking",
         "current_job",
+        "new_task",
     ]
     assert all(hasattr(sdk, name) for name in sdk.__all__)
 

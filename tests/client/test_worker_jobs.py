@@ -9,11 +9,13 @@ import signal
 import threading
 import time
 
+import grpc
 import pytest
 from gaia.task.v1 import task_pb2
 from google.protobuf.message import Message
 
 from gaia_grpc.client import (
+    JSON,
     BlockingJob,
     Fail,
     Job,
@@ -30,7 +32,7 @@ from gaia_grpc.errors import (
     StaleClaimError,
 )
 from tests.client.conftest import Connect
-from tests.client.fake_peer import Context, FakePeer
+from tests.client.fake_peer import Context, FakePeer, refuse
 from tests.client.worker_queue import Queue
 
 Peers = tuple[FakePeer, FakePeer]
@@ -155,7 +157,8 @@ class UnspeakableError(Exception):
         (ValueError("x" * 5_000), f"failed t1 ValueError: {'x' * 4_083}… False"),
         (
             "text",
-            "failed t1 TypeError: the handler returned str; it may return bytes or None",
+            "failed t1 TypeError: the handler returned str; it may return bytes or None, or name "
+            "a codec",
         ),
         (5, "failed t1 TypeError: the handler returned int; it may return bytes or None"),
         (None, "completed t1 7 "),
@@ -377,3 +380,149 @@ async def test_the_job_is_found_from_deep_inside_in_both_kinds_of_handlers(
     assert list(peers[0].of("ClaimTasks")[0].task_types) == []
     with pytest.raises(FailedPreconditionError, match="no handler runs here"):
         current_job()
+
+
+def caused(outcome: Exception, cause: Exception) -> Exception:
+    outcome.__cause__ = cause
+    return outcome
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error_type", "delay_ms"),
+    [
+        (UnspeakableError(), "UnspeakableError", None),
+        (Retry("busy", after=2.5), "Retry", 2_500),
+        (Retry("busy", after=0), "Retry", 0),
+        (Retry("busy", error_type="RateLimited"), "RateLimited", None),
+        (caused(Retry("busy"), TimeoutError()), "TimeoutError", None),
+        (caused(Fail("no key"), KeyError("k")), "KeyError", None),
+        (Fail("no key", error_type="bad\ninput"), "bad?input", None),
+        (type("X" * 200, (Exception,), {})(), "X" * 128, None),
+    ],
+)
+async def test_the_kind_of_an_error_and_the_wanted_wait_are_told(
+    peers: Peers, connect: Connect, outcome: Exception, error_type: str, delay_ms: int | None
+) -> None:
+    queue = Queue(peers[0], "t1")
+    worker = Worker(await connect(peers[0]), name="w")
+
+    @worker.task("grade")
+    async def grade(job: Job) -> bytes:
+        raise outcome
+
+    async with worker:
+        await queue.until(lambda: bool(queue.lines("failed")))
+    [request] = queue.failures
+    assert request.error_type == error_type
+    told = request.retry_delay.ToMilliseconds() if request.HasField("retry_delay") else None
+    assert told == delay_ms
+
+
+def test_a_wait_that_nobody_can_wait_is_refused() -> None:
+    for after in (-1, float("nan"), 31 * 86_400.0):
+        with pytest.raises(InvalidArgumentError, match="30 days"):
+            Retry("busy", after=after)
+
+
+async def test_a_codec_reads_the_payload_and_writes_the_result(
+    peers: Peers, connect: Connect
+) -> None:
+    queue = Queue(peers[0], "t1", "t2:quiz")
+    queue.payloads = {"t1": b'{"essay":7}', "t2": b"no JSON"}
+    worker = Worker(await connect(peers[0]), name="w", concurrency=2)
+
+    @worker.task("grade", "quiz", codec=JSON)
+    def grade(job: BlockingJob) -> dict[str, object]:
+        return {"grade": "A", "of": job.data["essay"]}
+
+    async with worker:
+        await queue.until(lambda: bool(queue.lines("failed") and queue.lines("completed")))
+    assert queue.lines("completed") == ['completed t1 7 {"grade":"A","of":7}']
+    [failure] = queue.failures
+    assert (failure.task_id, failure.error_type, failure.permanent) == (
+        "t2",
+        "UndecodableError",
+        True,
+    )
+
+
+async def test_a_result_without_bytes_is_a_failed_attempt(peers: Peers, connect: Connect) -> None:
+    queue = Queue(peers[0], "t1")
+    worker = Worker(await connect(peers[0]), name="w")
+
+    @worker.task("grade", codec=JSON)
+    async def grade(job: Job) -> object:
+        return object()
+
+    async with worker:
+        await queue.until(lambda: bool(queue.lines("failed")))
+    [failure] = queue.failures
+    assert failure.error.startswith("TypeError: the handler's codec does not take its result")
+    assert not failure.permanent
+
+
+@pytest.mark.parametrize("threaded", [False, True], ids=["async", "thread"])
+async def test_a_handler_is_cancelled_when_the_deadline_of_its_task_has_passed(
+    peers: Peers, connect: Connect, threaded: bool
+) -> None:
+    queue = Queue(peers[0], "t1")
+    queue.deadline_s = 0.3
+    left: list[float | None] = []
+    told: list[str] = []
+    worker = Worker(await connect(peers[0]), name="w")
+
+    async def extend(
+        request: task_pb2.ExtendClaimRequest, context: Context
+    ) -> task_pb2.ExtendClaimResponse:
+        queue.note("looked")
+        if len(queue.lines("looked")) > 1:  # the log's clock lags: at first it is not over
+            await refuse(
+                context, grpc.StatusCode.FAILED_PRECONDITION, "STALE_CLAIM", message="too late"
+            )
+        return task_pb2.ExtendClaimResponse()
+
+    peers[0].answers["ExtendClaim"] = extend
+    if threaded:
+
+        @worker.task("grade")
+        def blocking(job: BlockingJob) -> bytes:
+            left.append(job.seconds_left)
+            told.append("lost" if job.wait(5) else "late")
+            return b""
+    else:
+
+        @worker.task("grade")
+        async def grade(job: Job) -> bytes:
+            left.append(job.seconds_left)
+            try:
+                await asyncio.sleep(5)
+            except asyncio.CancelledError:
+                told.append("lost")
+                raise
+            return b""
+
+    async with worker:
+        await queue.until(lambda: worker.counters.lost == 1)
+    assert told == ["lost"]
+    assert left[0] is not None
+    assert 0 < left[0] <= 0.3
+    assert worker.counters.lost == 1
+    assert not queue.lines("completed")
+    assert not queue.lines("failed")
+
+
+async def test_a_task_without_a_deadline_has_no_seconds_left(
+    peers: Peers, connect: Connect
+) -> None:
+    queue = Queue(peers[0], "t1")
+    left: list[float | None] = []
+    worker = Worker(await connect(peers[0]), name="w")
+
+    @worker.task("grade")
+    async def grade(job: Job) -> bytes:
+        left.append(job.seconds_left)
+        return b""
+
+    async with worker:
+        await queue.until(lambda: bool(queue.lines("completed")))
+    assert left == [None]

@@ -29,6 +29,9 @@ class Queue:
         self.tokens: dict[str, int] = {}
         self.held: set[str] = set()
         self.checkpoints: dict[str, bytes] = {}
+        self.failures: list[task_pb2.FailTaskRequest] = []
+        self.payloads: dict[str, bytes] = {}
+        self.deadline_s: float | None = None
         self.done: list[str] = []
         self.change = asyncio.Event()
         for name in (
@@ -100,7 +103,10 @@ class Queue:
                 claimed_by=request.session_id,
                 retry_count=self.tokens[task_id] - 7,
                 checkpoint=self.checkpoints.get(task_id, b""),
+                payload=self.payloads.get(task_id, b""),
             )
+            if self.deadline_s is not None:
+                task.deadline_time.FromMilliseconds(1_000 + round(self.deadline_s * 1000))
             task.update_time.FromMilliseconds(1_000)
             task.claim_expire_time.FromMilliseconds(1_000 + round(self.claim_s * 1000))
         return response
@@ -130,6 +136,7 @@ class Queue:
         self, request: task_pb2.FailTaskRequest, context: Context
     ) -> task_pb2.FailTaskResponse:
         self.held.discard(request.task_id)
+        self.failures.append(request)
         self.note(f"failed {request.task_id} {request.error} {request.permanent}")
         return task_pb2.FailTaskResponse()
 
