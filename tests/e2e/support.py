@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from gaia.session.v1 import session_pb2
 
 from gaia_grpc.client import Client
 
+HERE = Path(__file__).parent
 SHORT_TIMES = {
     "session.degraded_after": "1s",
     "session.failed_after": "2s",
@@ -62,3 +65,17 @@ async def live_session(
         await asyncio.wait({beating})
         if not beating.cancelled() and (error := beating.exception()) is not None:
             raise error
+
+
+@asynccontextmanager
+async def program(name: str, *arguments: str) -> AsyncIterator[Process]:
+    """One of the programs beside this file; killed where it outlives the block."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-W", "error", str(HERE / name), *arguments, stdout=PIPE, stderr=PIPE
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

@@ -1,8 +1,9 @@
-"""Locks on real peers: one holder at a time, in order, whoever dies."""
+"""T8 on real peers: locks with one holder at a time, in order, whoever dies or sleeps."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import AsyncIterator
 
@@ -10,9 +11,10 @@ import pytest
 from gaia.lock.v1 import lock_pb2
 
 from gaia_grpc.client import Client
+from gaia_grpc.client.resources import duration
 from gaia_grpc.errors import LockHeldError, LockLostError, StaleLockError
 from gaia_grpc.testing import Cluster
-from tests.e2e.support import eventually
+from tests.e2e.support import eventually, program
 from tests.support.twin_cluster import Served
 
 pytestmark = pytest.mark.both_logs
@@ -51,6 +53,57 @@ class GuardedCounter:
 
 async def waiting(client: Client, name: str) -> int:
     return (await client.locks.get(name)).lock.waiting
+
+
+async def test_lock_of_five_contenders_is_held_by_exactly_one(
+    cluster3: Served, client: Client
+) -> None:
+    """At one moment through all peers, time and again; and when a lease is over, by the next."""
+    lease_s = 0.6
+
+    async def acquire(number: int) -> lock_pb2.AcquireLockResponse:
+        request = lock_pb2.AcquireLockRequest(
+            name="five", holder=f"c{number}", lease=duration(lease_s)
+        )
+        peer = client.peer(cluster3.addresses[number % 3])
+        return await peer.locks.AcquireLock(request, timeout=5)
+
+    tokens: list[int] = []
+    for _ in range(5):
+        answers = await asyncio.gather(*(acquire(number) for number in range(5)))
+        [held] = [answer.lock for answer in answers if answer.acquired]
+        assert {answer.lock.holder for answer in answers} == {held.holder}, "the others are told"
+        tokens.append(held.fencing_token)
+        await client.locks.release(held)
+    assert tokens == sorted(set(tokens))
+
+    began = time.monotonic()
+    held = (await client.locks.acquire("five", owner="dead", lease=lease_s)).lock
+    heir = (await client.locks.acquire("five", owner="heir", wait=10)).lock
+    assert time.monotonic() - began >= lease_s
+    assert heir.fencing_token > held.fencing_token
+    with pytest.raises(StaleLockError):
+        await client.locks.renew(held)
+    assert (await client.locks.get("five")).lock.holder == "heir"
+    await client.locks.release(heir)
+
+
+@pytest.mark.embedded_only
+async def test_lock_holder_that_is_a_paused_process_is_told_when_it_wakes_up(
+    cluster3: Cluster, client: Client
+) -> None:
+    async with program("lock_process.py", ",".join(cluster3.addresses), "asleep") as sleeper:
+        assert sleeper.stdout is not None
+        first_token = int(await sleeper.stdout.readline())
+        sleeper.send_signal(signal.SIGSTOP)
+        heir = (await client.locks.acquire("asleep", owner="heir", wait=15)).lock
+        assert heir.fencing_token > first_token
+        sleeper.send_signal(signal.SIGCONT)
+        assert b"lost" in await sleeper.stdout.readline()
+        # It has given up, and nothing that it did in between touched the heir.
+        assert (await client.locks.get("asleep")).lock.fencing_token == heir.fencing_token
+        assert await sleeper.wait() == 0
+    await client.locks.release(heir)
 
 
 async def test_twenty_contenders_increment_a_counter_and_no_update_is_lost(

@@ -5,13 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import sys
 import threading
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import Process
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,11 +17,10 @@ from gaia.task.v1 import task_pb2
 from gaia_grpc.client import BlockingJob, Client, Job, Worker
 from gaia_grpc.testing import Cluster
 from gaia_grpc.testing.plugin import MakeCluster
-from tests.e2e.support import eventually
+from tests.e2e.support import eventually, program
 
 pytestmark = pytest.mark.embedded_only
 
-HERE = Path(__file__).parent
 COMPLETED = task_pb2.TASK_EVENT_KIND_COMPLETED
 CLAIMED = task_pb2.TASK_EVENT_KIND_CLAIMED
 
@@ -33,20 +28,6 @@ WORKERS = 4
 TASKS = 300
 KILLS = 4
 KILL_EVERY_S = 5.0
-
-
-@asynccontextmanager
-async def program(name: str, *arguments: str) -> AsyncIterator[Process]:
-    """One of the programs beside this file; killed where it outlives the block."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-W", "error", str(HERE / name), *arguments, stdout=PIPE, stderr=PIPE
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
 
 
 async def ended(process: Process, *, complaints: bool = False) -> str:
