@@ -108,19 +108,24 @@ class BlockingMetrics(Facade[MetricsApi]):
 
     buffer = wrapped(MetricsApi.buffer, BlockingBuffer)
     typing = wrapped(
-        MetricsApi.typing, lambda portal, app: TypingApp(BlockingBuffer(portal, app.buffer))
+        MetricsApi.typing,
+        lambda portal, app: TypingApp(BlockingBuffer(portal, app.buffer)),
     )
     math = wrapped(
-        MetricsApi.math, lambda portal, app: MathApp(BlockingBuffer(portal, app.buffer))
+        MetricsApi.math,
+        lambda portal, app: MathApp(BlockingBuffer(portal, app.buffer)),
     )
     reading = wrapped(
-        MetricsApi.reading, lambda portal, app: ReadingApp(BlockingBuffer(portal, app.buffer))
+        MetricsApi.reading,
+        lambda portal, app: ReadingApp(BlockingBuffer(portal, app.buffer)),
     )
     piano = wrapped(
-        MetricsApi.piano, lambda portal, app: PianoApp(BlockingBuffer(portal, app.buffer))
+        MetricsApi.piano,
+        lambda portal, app: PianoApp(BlockingBuffer(portal, app.buffer)),
     )
     comprehension = wrapped(
-        MetricsApi.comprehension, lambda portal, app: ComprehensionApp(BlockingBuffer(portal, app.buffer))
+        MetricsApi.comprehension,
+        lambda portal, app: ComprehensionApp(BlockingBuffer(portal, app.buffer)),
     )
     publish = blocking(MetricsApi.publish)
     aggregate = blocking(MetricsApi.aggregate)

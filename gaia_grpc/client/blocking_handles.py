@@ -50,7 +50,6 @@ class BlockingBuffer(Closing[MetricsBuffer]):
     seal = direct(MetricsBuffer.seal)
     now_ms = direct(MetricsBuffer.now_ms)
     flush = blocking(MetricsBuffer.flush)
-    close = blocking(MetricsBuffer.close)
 
     @property
     def counters(self) -> MetricsCounters:
@@ -66,6 +65,10 @@ class BlockingBuffer(Closing[MetricsBuffer]):
     def last_refusal(self) -> str:
         """Reason of the latest batch or metric that the cluster refused."""
         return self._inner.last_refusal
+
+    def close(self, timeout: float | None = None) -> None:
+        """As `MetricsBuffer.close`."""
+        self._portal.run(self._inner.close(timeout))
 
 
 class BlockingListener(Closing[AlertListener]):

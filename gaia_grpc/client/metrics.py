@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from typing import TypedDict, Unpack
 
 from gaia.metrics.v1 import metrics_pb2
 
@@ -17,9 +18,29 @@ from gaia_grpc.client.buffer import (
 from gaia_grpc.client.clock import Clock, SteadyClock
 from gaia_grpc.client.connection import Connection
 from gaia_grpc.client.counters import MetricsCounters
+from gaia_grpc.client.presets import (
+    ComprehensionApp,
+    MathApp,
+    PianoApp,
+    ReadingApp,
+    TypingApp,
+)
 from gaia_grpc.client.publisher import MetricsPublisher
 from gaia_grpc.client.resources import LINEARIZABLE, Consistency
 from gaia_grpc.client.streams import watch
+
+
+class BufferOptions(TypedDict, total=False):
+    """What every kind of buffer takes; see `MetricsApi.buffer`."""
+
+    source_id: str | None
+    source_epoch: int | None
+    timeline_id: str
+    clock: Clock | None
+    flush_size: int
+    flush_interval: float
+    max_pending: int
+    urgent_types: frozenset[str]
 
 
 class MetricsApi:
@@ -91,6 +112,81 @@ class MetricsApi:
         )
         self._buffers[number] = buffer
         return buffer
+
+    def typing(
+        self,
+        *,
+        student_id: str,
+        classroom_id: str = "",
+        app_name: str = "typing",
+        **options: Unpack[BufferOptions],
+    ) -> TypingApp[MetricsBuffer]:
+        """Metrics of a typing app, typed; the options are those of `buffer`."""
+        return TypingApp(
+            self.buffer(
+                student_id=student_id, app_name=app_name, classroom_id=classroom_id, **options
+            )
+        )
+
+    def math(
+        self,
+        *,
+        student_id: str,
+        classroom_id: str = "",
+        app_name: str = "math",
+        **options: Unpack[BufferOptions],
+    ) -> MathApp[MetricsBuffer]:
+        """Metrics of a math app, typed; the options are those of `buffer`."""
+        return MathApp(
+            self.buffer(
+                student_id=student_id, app_name=app_name, classroom_id=classroom_id, **options
+            )
+        )
+
+    def reading(
+        self,
+        *,
+        student_id: str,
+        classroom_id: str = "",
+        app_name: str = "reading",
+        **options: Unpack[BufferOptions],
+    ) -> ReadingApp[MetricsBuffer]:
+        """Metrics of a reading app, typed; the options are those of `buffer`."""
+        return ReadingApp(
+            self.buffer(
+                student_id=student_id, app_name=app_name, classroom_id=classroom_id, **options
+            )
+        )
+
+    def piano(
+        self,
+        *,
+        student_id: str,
+        classroom_id: str = "",
+        app_name: str = "piano",
+        **options: Unpack[BufferOptions],
+    ) -> PianoApp[MetricsBuffer]:
+        """Metrics of a piano app, typed; the options are those of `buffer`."""
+        return PianoApp(
+            self.buffer(
+                student_id=student_id, app_name=app_name, classroom_id=classroom_id, **options
+            )
+        )
+
+    def comprehension(
+        self,
+        *,
+        student_id: str,
+        classroom_id: str = "",
+        app_name: str = "comprehension",
+        **options: Unpack[BufferOptions],
+    ) -> ComprehensionApp[MetricsBuffer]:
+        """Metrics of a comprehension app, typed; the options are those of `buffer`."""
+        return ComprehensionApp(
+            self.buffer(
+                student_id=student_id, app_name=app_name, classroom_id=classroom_id, **options
+            )
+        )
 
     def _forget(self, number: int) -> None:
         buffer = self._buffers.pop(number, None)
