@@ -22,6 +22,7 @@ RECORDS_PER_READ: Mapping[str, tuple[str, int]] = {
     "list_task_policies": ("policies", 100),
     "list_alerts": ("alerts", 100),
     "list_locks": ("locks", 100),
+    "list_classrooms": ("classrooms", 20),
     # Quantiles are computed when they are asked for.
     "list_aggregates": ("aggregates", 20),
 }

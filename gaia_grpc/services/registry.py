@@ -23,6 +23,7 @@ from gaia_grpc.node.api import ClusterControl, ReplicatedLog
 from gaia_grpc.services.alert_feed import AlertFeed
 from gaia_grpc.services.alerts import AlertService
 from gaia_grpc.services.claims import claim_waits
+from gaia_grpc.services.classrooms import ClassroomService
 from gaia_grpc.services.cluster import ClusterService
 from gaia_grpc.services.heartbeats import HeartbeatCollector
 from gaia_grpc.services.ingress import Ingress
@@ -59,10 +60,6 @@ _NOT_SERVED_METHODS: Mapping[str, str] = {
     "gaia.alert.v1.AlertService/SnoozeAlert": "AcknowledgeAlert mutes it for a while",
     "gaia.alert.v1.AlertService/RecordIntervention": "ResolveAlert keeps a note meanwhile",
     "gaia.alert.v1.AlertService/ListInterventions": "nothing records interventions yet",
-    "gaia.classroom.v1.ClassroomService/PutClassroom": "batches of metrics name their classroom",
-    "gaia.classroom.v1.ClassroomService/GetClassroom": "batches of metrics name their classroom",
-    "gaia.classroom.v1.ClassroomService/ListClassrooms": "batches of metrics name their classroom",
-    "gaia.classroom.v1.ClassroomService/DeleteStudentData": "windows are dropped by their age",
 }
 
 NOT_SERVED: Mapping[str, str] = {
@@ -87,6 +84,7 @@ class PublicServices:
         self._tasks = TaskService(ingress, self._waits)
         self._metrics = MetricsService(ingress, Publisher(ingress, settings))
         self._alerts = AlertService(ingress, AlertFeed(ingress))
+        self._classrooms = ClassroomService(ingress)
         self._cluster = ClusterService(ingress, control)
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -97,9 +95,7 @@ class PublicServices:
         alert_pb2_grpc.add_AlertServiceServicer_to_server(self._alerts, server)
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(self._cluster, server)
         lock_pb2_grpc.add_LockServiceServicer_to_server(self._locks, server)
-        classroom_pb2_grpc.add_ClassroomServiceServicer_to_server(
-            classroom_pb2_grpc.ClassroomServiceServicer(), server
-        )
+        classroom_pb2_grpc.add_ClassroomServiceServicer_to_server(self._classrooms, server)
 
     async def close(self) -> None:
         """Finishes what no caller waits for any more."""

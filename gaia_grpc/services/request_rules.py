@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gaia.alert.v1 import alert_pb2
+from gaia.classroom.v1 import classroom_pb2
 from gaia.cluster.v1 import cluster_pb2
 from gaia.lock.v1 import lock_pb2
 from gaia.metrics.v1 import metrics_pb2
@@ -32,6 +33,7 @@ from gaia_grpc.services.validation import (
     Rules,
     Validator,
     duration,
+    each,
     enum,
     host_and_port,
     optional_id,
@@ -39,6 +41,7 @@ from gaia_grpc.services.validation import (
     text,
     whole,
 )
+from gaia_grpc.state.classrooms import MAX_STUDENTS, MAX_TEACHERS
 from gaia_grpc.state.packing import MAX_TIME_MS
 
 MAX_LEASE_MS = 7 * 24 * 3_600_000
@@ -63,6 +66,7 @@ def build_rules(limits: LimitsConfig) -> Mapping[type[Message], Rules]:
     table.update(_metric_rules(limits, page))
     table.update(_alert_rules(page))
     table.update(_lock_rules(page))
+    table.update(_classroom_rules(page))
     table.update(_cluster_rules())
     return table
 
@@ -202,6 +206,32 @@ def _lock_rules(page: Rule) -> Mapping[type[Message], Rules]:
             "page_token": TOKEN,
             "holder": text(MAX_NAME_CHARACTERS),
             "consistency": CONSISTENCY,
+        },
+    }
+
+
+def _classroom_rules(page: Rule) -> Mapping[type[Message], Rules]:
+    return {
+        classroom_pb2.PutClassroomRequest: {
+            "classroom_id": required_id,
+            "name": text(MAX_NAME_CHARACTERS),
+            "teacher_ids": each(required_id, MAX_TEACHERS),
+            "student_ids": each(required_id, MAX_STUDENTS),
+            "request_id": optional_id,
+        },
+        classroom_pb2.GetClassroomRequest: {
+            "classroom_id": required_id,
+            "consistency": CONSISTENCY,
+        },
+        classroom_pb2.ListClassroomsRequest: {
+            "page_size": page,
+            "page_token": TOKEN,
+            "teacher_id": optional_id,
+            "consistency": CONSISTENCY,
+        },
+        classroom_pb2.DeleteStudentDataRequest: {
+            "student_id": required_id,
+            "request_id": optional_id,
         },
     }
 

@@ -276,7 +276,7 @@ def rules_of(message: type[Message]) -> Iterator[tuple[str, bool]]:
             yield f"{message.DESCRIPTOR.full_name}.{field.name}", field.name in known
 
 
-@pytest.mark.parametrize("package", ["session", "task", "lock"])
+@pytest.mark.parametrize("package", ["session", "task", "lock", "classroom"])
 def test_every_field_of_a_request_has_a_rule(package: str) -> None:
     prefix = f"gaia.{package}.v1."
     found = [

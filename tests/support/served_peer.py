@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import grpc
 import pytest
 from gaia.alert.v1 import alert_pb2_grpc
+from gaia.classroom.v1 import classroom_pb2_grpc
 from gaia.cluster.v1 import cluster_pb2_grpc
 from gaia.lock.v1 import lock_pb2_grpc
 from gaia.metrics.v1 import metrics_pb2_grpc
@@ -55,6 +56,7 @@ class ServedPeer:
         self.locks = lock_pb2_grpc.LockServiceStub(channel)
         self.metrics = metrics_pb2_grpc.MetricsServiceStub(channel)
         self.alerts = alert_pb2_grpc.AlertServiceStub(channel)
+        self.classrooms = classroom_pb2_grpc.ClassroomServiceStub(channel)
         self.cluster = cluster_pb2_grpc.ClusterServiceStub(channel)
         self.health: Any = health_pb2_grpc.HealthStub(channel)  # its type stub has no methods
 
