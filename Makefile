@@ -116,6 +116,7 @@ sim: setup ## seeded simulations of a cluster in memory (SEEDS=how many, SEED=on
 
 chaos: setup ## long runs with faults against real peers (MINUTES=n, SEED=k repeats one schedule)
 	@$(PY) -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+	@$(if $(SEED)$(ARGS),,GAIA_LONG=1 $(PY) -m pytest -q -rP tests/e2e/test_workers.py -k killed)
 
 mutants: setup ## deliberate bugs, each of which its named tests must notice (ONLY=B4)
 	@$(PY) -m tests.mutants $(if $(ONLY),--only "$(ONLY)") $(ARGS)
