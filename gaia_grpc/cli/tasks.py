@@ -7,29 +7,31 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gaia_grpc.cli import task_policies
+from gaia_grpc.cli.dead_letters import list_dead, requeue_tasks
 from gaia_grpc.cli.options import (
     DEFAULT_CLUSTER,
     ClusterOption,
     CountOption,
     JsonOption,
     LimitOption,
+    parse_duration,
 )
 from gaia_grpc.cli.output import (
-    LOG_TIME,
     ListByDefault,
-    bytes_text,
     enum_word,
     print_cut_off,
     print_json,
     print_table,
-    time_text,
 )
+from gaia_grpc.cli.task_view import show_task
 from gaia_grpc.errors import ConfigError
 
 if TYPE_CHECKING:
     from gaia.task.v1 import task_pb2 as task_messages
 
 app = typer.Typer(help="The task queue.", cls=ListByDefault, rich_markup_mode=None)
+app.add_typer(task_policies.app, name="policy")
 
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK_ID")]
 
@@ -39,7 +41,8 @@ def list_tasks(
     state: Annotated[
         str,
         typer.Option(
-            "--state", help="pending, scheduled, claimed, completed, failed or cancelled."
+            "--state",
+            help="pending, scheduled, blocked, claimed, completed, failed or cancelled.",
         ),
     ] = "",
     task_type: Annotated[str, typer.Option("--type", help="Only of this type.")] = "",
@@ -156,7 +159,7 @@ def get_task(
 
     request = task_pb2.GetTaskRequest(task_id=task_id)
     task = ask(cluster, lambda peer: peer.tasks.GetTask, request).task
-    _show(task, json_output)
+    show_task(task, json_output)
 
 
 @app.command("enqueue")
@@ -166,6 +169,19 @@ def enqueue_task(
     affinity: Annotated[str, typer.Option("--affinity", help="Specialty that fits best.")] = "",
     priority: Annotated[int, typer.Option("--priority", help="Higher goes first.")] = 0,
     key: Annotated[str, typer.Option("--key", help="Idempotency key.")] = "",
+    delay: Annotated[
+        str | None, typer.Option("--delay", help="Not to be claimed before, as 90s or 10m.")
+    ] = None,
+    deadline: Annotated[
+        str | None, typer.Option("--deadline", help="Fails if it is not done so soon, as 10m.")
+    ] = None,
+    after: Annotated[
+        list[str] | None,
+        typer.Option("--after", metavar="TASK_ID", help="Once this is completed; repeatable."),
+    ] = None,
+    max_retries: Annotated[
+        int | None, typer.Option("--max-retries", help="Retries before it is failed for good.")
+    ] = None,
     cluster: ClusterOption = DEFAULT_CLUSTER,
     json_output: JsonOption = False,
 ) -> None:
@@ -180,6 +196,10 @@ def enqueue_task(
         affinity=affinity,
         priority=priority,
         idempotency_key=key,
+        delay=parse_duration("--delay", delay),
+        deadline=parse_duration("--deadline", deadline),
+        depends_on=after,
+        max_retries=max_retries,
     )
     answer = ask(cluster, lambda peer: peer.tasks.EnqueueTask, request)
     if json_output:
@@ -201,22 +221,11 @@ def cancel_task(
     from gaia_grpc.cli.ask import ask
 
     request = task_pb2.CancelTaskRequest(task_id=task_id, reason=reason)
-    _show(ask(cluster, lambda peer: peer.tasks.CancelTask, request).task, json_output)
+    show_task(ask(cluster, lambda peer: peer.tasks.CancelTask, request).task, json_output)
 
 
-@app.command("requeue")
-def requeue_task(
-    task_id: TaskArgument,
-    cluster: ClusterOption = DEFAULT_CLUSTER,
-    json_output: JsonOption = False,
-) -> None:
-    """Make a failed or cancelled task pending again."""
-    from gaia.task.v1 import task_pb2
-
-    from gaia_grpc.cli.ask import ask
-
-    request = task_pb2.RequeueTaskRequest(task_id=task_id)
-    _show(ask(cluster, lambda peer: peer.tasks.RequeueTask, request).task, json_output)
+app.command("dead")(list_dead)
+app.command("requeue")(requeue_tasks)
 
 
 @app.command("stats")
@@ -260,44 +269,3 @@ def _watched_cells(task: task_messages.Task) -> tuple[object, ...]:
         task.claimed_by or "-",
         task.last_error,
     )
-
-
-def _show(task: task_messages.Task, json_output: bool) -> None:
-    from gaia.task.v1 import task_pb2
-
-    if json_output:
-        print_json(task)
-        return
-    print_table(
-        ("FIELD", "VALUE"),
-        (
-            ("task_id", task.task_id),
-            ("type", task.task_type),
-            ("state", enum_word(task_pb2.TaskState.Name, task.state, "TASK_STATE")),
-            ("priority", task.priority),
-            ("affinity", task.affinity),
-            ("retries", f"{task.retry_count} of {task.max_retries}"),
-            ("claimed by", task.claimed_by or "-"),
-            ("claim token", task.claim_token or "-"),
-            ("payload", bytes_text(task.payload) or "-"),
-            ("result", bytes_text(task.result) or "-"),
-            ("last error", task.last_error or "-"),
-        ),
-        "",
-    )
-    if task.history:
-        print()
-        print_table(
-            (f"TIME ({LOG_TIME}, UTC)", "EVENT", "SESSION", "TOKEN", "ERROR"),
-            (
-                (
-                    time_text(event.time),
-                    enum_word(task_pb2.TaskEventKind.Name, event.kind, "TASK_EVENT_KIND"),
-                    event.session_id or "-",
-                    event.claim_token or "-",
-                    event.error or "-",
-                )
-                for event in task.history
-            ),
-            "",
-        )
