@@ -28,12 +28,10 @@ COMMANDS = [field.name for field in command_pb2.Command.DESCRIPTOR.oneofs_by_nam
 QUERIES = [field.name for field in query_pb2.Query.DESCRIPTOR.oneofs_by_name["body"].fields]
 
 LATER_COMMANDS = {
-    "snooze_alert", "record_intervention",
-    "put_task_policy", "delete_task_policy",
+    "snooze_alert", "record_intervention", "report_peer",
 }  # fmt: skip
 LATER_QUERIES = {
-    "get_history", "list_interventions",
-    "list_task_policies",
+    "list_interventions",
 }  # fmt: skip
 
 INTERNAL_ON_PURPOSE = {

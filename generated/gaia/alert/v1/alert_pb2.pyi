@@ -114,6 +114,10 @@ class _AlertChangeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AlertChan
     """Deleted with its student's data (ClassroomService.DeleteStudentData): the alert holds its id,
     classroom, timeline and severity, reads as resolved, and names nobody; it is in no list any more.
     """
+    ALERT_CHANGE_PUSHED: _AlertChange.ValueType  # 10
+    """Pushed now: the teachers' push budget was used up when it was raised."""
+    ALERT_CHANGE_RECURRED: _AlertChange.ValueType  # 11
+    """Of an operational alert: it happened again."""
 
 class AlertChange(_AlertChange, metaclass=_AlertChangeEnumTypeWrapper):
     """AlertChange says what an event changed."""
@@ -140,7 +144,35 @@ ALERT_CHANGE_ERASED: AlertChange.ValueType  # 9
 """Deleted with its student's data (ClassroomService.DeleteStudentData): the alert holds its id,
 classroom, timeline and severity, reads as resolved, and names nobody; it is in no list any more.
 """
+ALERT_CHANGE_PUSHED: AlertChange.ValueType  # 10
+"""Pushed now: the teachers' push budget was used up when it was raised."""
+ALERT_CHANGE_RECURRED: AlertChange.ValueType  # 11
+"""Of an operational alert: it happened again."""
 Global___AlertChange: _TypeAlias = AlertChange  # noqa: Y015
+
+class _AlertKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AlertKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AlertKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ALERT_KIND_UNSPECIFIED: _AlertKind.ValueType  # 0
+    """Not set: a student's."""
+    ALERT_KIND_STUDENT: _AlertKind.ValueType  # 1
+    """About a student, for teachers."""
+    ALERT_KIND_OPERATIONAL: _AlertKind.ValueType  # 2
+    """About the cluster, for who runs it: session_failed, task_dead_lettered, peer_lost."""
+
+class AlertKind(_AlertKind, metaclass=_AlertKindEnumTypeWrapper):
+    """AlertKind is whom an alert is for."""
+
+ALERT_KIND_UNSPECIFIED: AlertKind.ValueType  # 0
+"""Not set: a student's."""
+ALERT_KIND_STUDENT: AlertKind.ValueType  # 1
+"""About a student, for teachers."""
+ALERT_KIND_OPERATIONAL: AlertKind.ValueType  # 2
+"""About the cluster, for who runs it: session_failed, task_dead_lettered, peer_lost."""
+Global___AlertKind: _TypeAlias = AlertKind  # noqa: Y015
 
 @_typing.final
 class Evidence(_message.Message):
@@ -211,6 +243,14 @@ class Alert(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     RESOLVED_BY_FIELD_NUMBER: _builtins.int
     RESOLUTION_NOTE_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    TEACHER_ID_FIELD_NUMBER: _builtins.int
+    ESCALATED_TO_FIELD_NUMBER: _builtins.int
+    ESCALATED_AT_MS_FIELD_NUMBER: _builtins.int
+    PUSHED_AT_MS_FIELD_NUMBER: _builtins.int
+    INTERVENTIONS_FIELD_NUMBER: _builtins.int
+    OCCURRENCES_FIELD_NUMBER: _builtins.int
     alert_id: _builtins.str
     """Id, minted by the cluster."""
     classroom_id: _builtins.str
@@ -259,6 +299,22 @@ class Alert(_message.Message):
     """Teacher who closed it; empty where the episode ended by itself."""
     resolution_note: _builtins.str
     """What that teacher wrote."""
+    kind: Global___AlertKind.ValueType
+    """Whom it is for; unset: a student's."""
+    subject: _builtins.str
+    """Of an operational alert: the session's name, the task's type or the peer's id."""
+    teacher_id: _builtins.str
+    """Teacher whose turn it is: of those of the classroom the one with the fewest open alerts."""
+    escalated_to: _builtins.str
+    """Teacher that it went to as well when nobody acknowledged it in time."""
+    escalated_at_ms: _builtins.int
+    """Time of that, in milliseconds; 0 where it did not."""
+    pushed_at_ms: _builtins.int
+    """Time of the first push, in milliseconds; 0 where it stands on the board only."""
+    interventions: _builtins.int
+    """Interventions that name it."""
+    occurrences: _builtins.int
+    """Of an operational alert: how often it happened."""
     @_builtins.property
     def evidence(self) -> _containers.RepeatedCompositeFieldContainer[Global___Evidence]:
         """Why it was raised."""
@@ -295,10 +351,18 @@ class Alert(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         resolved_by: _builtins.str = ...,
         resolution_note: _builtins.str = ...,
+        kind: Global___AlertKind.ValueType = ...,
+        subject: _builtins.str = ...,
+        teacher_id: _builtins.str = ...,
+        escalated_to: _builtins.str = ...,
+        escalated_at_ms: _builtins.int = ...,
+        pushed_at_ms: _builtins.int = ...,
+        interventions: _builtins.int = ...,
+        occurrences: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_by", b"acknowledged_by", "alert_id", b"alert_id", "app_name", b"app_name", "base_rate", b"base_rate", "classroom_id", b"classroom_id", "confidence", b"confidence", "coverage", b"coverage", "create_time", b"create_time", "detected_at_ms", b"detected_at_ms", "evidence", b"evidence", "explanation", b"explanation", "last_sequence", b"last_sequence", "model_version", b"model_version", "muted_until_ms", b"muted_until_ms", "pattern", b"pattern", "pushed", b"pushed", "resolution_note", b"resolution_note", "resolved_at_ms", b"resolved_at_ms", "resolved_by", b"resolved_by", "severity", b"severity", "state", b"state", "student_id", b"student_id", "suggested_action", b"suggested_action", "timeline_id", b"timeline_id", "window_s", b"window_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_by", b"acknowledged_by", "alert_id", b"alert_id", "app_name", b"app_name", "base_rate", b"base_rate", "classroom_id", b"classroom_id", "confidence", b"confidence", "coverage", b"coverage", "create_time", b"create_time", "detected_at_ms", b"detected_at_ms", "escalated_at_ms", b"escalated_at_ms", "escalated_to", b"escalated_to", "evidence", b"evidence", "explanation", b"explanation", "interventions", b"interventions", "kind", b"kind", "last_sequence", b"last_sequence", "model_version", b"model_version", "muted_until_ms", b"muted_until_ms", "occurrences", b"occurrences", "pattern", b"pattern", "pushed", b"pushed", "pushed_at_ms", b"pushed_at_ms", "resolution_note", b"resolution_note", "resolved_at_ms", b"resolved_at_ms", "resolved_by", b"resolved_by", "severity", b"severity", "state", b"state", "student_id", b"student_id", "subject", b"subject", "suggested_action", b"suggested_action", "teacher_id", b"teacher_id", "timeline_id", b"timeline_id", "window_s", b"window_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -353,6 +417,7 @@ class AlertFilter(_message.Message):
     TEACHER_ID_FIELD_NUMBER: _builtins.int
     MIN_SEVERITY_FIELD_NUMBER: _builtins.int
     TIMELINE_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     classroom_id: _builtins.str
     """Only alerts of this classroom."""
     student_id: _builtins.str
@@ -363,6 +428,8 @@ class AlertFilter(_message.Message):
     """Only alerts at least this severe."""
     timeline_id: _builtins.str
     """Timeline; empty selects live alerts only."""
+    kind: Global___AlertKind.ValueType
+    """Which kind; unset selects students' alerts only."""
     def __init__(
         self,
         *,
@@ -371,10 +438,11 @@ class AlertFilter(_message.Message):
         teacher_id: _builtins.str = ...,
         min_severity: Global___Severity.ValueType = ...,
         timeline_id: _builtins.str = ...,
+        kind: Global___AlertKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classroom_id", b"classroom_id", "min_severity", b"min_severity", "student_id", b"student_id", "teacher_id", b"teacher_id", "timeline_id", b"timeline_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classroom_id", b"classroom_id", "kind", b"kind", "min_severity", b"min_severity", "student_id", b"student_id", "teacher_id", b"teacher_id", "timeline_id", b"timeline_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -731,6 +799,11 @@ class Intervention(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    CLASSROOM_ID_FIELD_NUMBER: _builtins.int
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    TIMELINE_ID_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
     intervention_id: _builtins.str
     """Id, minted by the cluster."""
     alert_id: _builtins.str
@@ -743,9 +816,23 @@ class Intervention(_message.Message):
     """Kind: help, encouragement, feedback, reassign, referral, guidance or technical_help."""
     note: _builtins.str
     """For people."""
+    classroom_id: _builtins.str
+    """Classroom of the student."""
+    app_name: _builtins.str
+    """App that it was about; of its alert, where it has one."""
+    timeline_id: _builtins.str
+    """Timeline; of its alert, where it has one."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Log time at which it was recorded."""
+
+    @_builtins.property
+    def before(self) -> Global___InterventionWindow:
+        """The student in the window before it."""
+
+    @_builtins.property
+    def after(self) -> Global___InterventionWindow:
+        """The student in the window after it; absent until that is over."""
 
     def __init__(
         self,
@@ -757,14 +844,67 @@ class Intervention(_message.Message):
         kind: _builtins.str = ...,
         note: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        classroom_id: _builtins.str = ...,
+        app_name: _builtins.str = ...,
+        timeline_id: _builtins.str = ...,
+        before: Global___InterventionWindow | None = ...,
+        after: Global___InterventionWindow | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_id", b"alert_id", "create_time", b"create_time", "intervention_id", b"intervention_id", "kind", b"kind", "note", b"note", "student_id", b"student_id", "teacher_id", b"teacher_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "alert_id", b"alert_id", "app_name", b"app_name", "before", b"before", "classroom_id", b"classroom_id", "create_time", b"create_time", "intervention_id", b"intervention_id", "kind", b"kind", "note", b"note", "student_id", b"student_id", "teacher_id", b"teacher_id", "timeline_id", b"timeline_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Intervention: _TypeAlias = Intervention  # noqa: Y015
+
+@_typing.final
+class InterventionWindow(_message.Message):
+    """InterventionWindow is how a student did in one app for the length of a window. Beside each other,
+    the two of an intervention show what became of the student; not that it was its effect.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_MS_FIELD_NUMBER: _builtins.int
+    END_MS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    HINTS_FIELD_NUMBER: _builtins.int
+    CORRECTIONS_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    start_ms: _builtins.int
+    """Begin in milliseconds, not part of it."""
+    end_ms: _builtins.int
+    """End in milliseconds, part of it."""
+    errors: _builtins.float
+    """Errors."""
+    decisions: _builtins.float
+    """Errors and correct answers."""
+    hints: _builtins.float
+    """Hints and calls for help."""
+    corrections: _builtins.float
+    """Corrections."""
+    confidence: _builtins.float
+    """Confidence of the model at its end."""
+    def __init__(
+        self,
+        *,
+        start_ms: _builtins.int = ...,
+        end_ms: _builtins.int = ...,
+        errors: _builtins.float = ...,
+        decisions: _builtins.float = ...,
+        hints: _builtins.float = ...,
+        corrections: _builtins.float = ...,
+        confidence: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "corrections", b"corrections", "decisions", b"decisions", "end_ms", b"end_ms", "errors", b"errors", "hints", b"hints", "start_ms", b"start_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InterventionWindow: _TypeAlias = InterventionWindow  # noqa: Y015
 
 @_typing.final
 class RecordInterventionRequest(_message.Message):
@@ -778,6 +918,8 @@ class RecordInterventionRequest(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    TIMELINE_ID_FIELD_NUMBER: _builtins.int
     alert_id: _builtins.str
     """Alert that it answers; may be empty."""
     student_id: _builtins.str
@@ -790,6 +932,10 @@ class RecordInterventionRequest(_message.Message):
     """For people; at most 4,096 characters."""
     request_id: _builtins.str
     """Makes a retry safe; kept for 15 minutes."""
+    app_name: _builtins.str
+    """App that it was about; taken from the alert where that is named."""
+    timeline_id: _builtins.str
+    """Timeline; taken from the alert where that is named."""
     def __init__(
         self,
         *,
@@ -799,10 +945,12 @@ class RecordInterventionRequest(_message.Message):
         kind: _builtins.str = ...,
         note: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        app_name: _builtins.str = ...,
+        timeline_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_id", b"alert_id", "kind", b"kind", "note", b"note", "request_id", b"request_id", "student_id", b"student_id", "teacher_id", b"teacher_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_id", b"alert_id", "app_name", b"app_name", "kind", b"kind", "note", b"note", "request_id", b"request_id", "student_id", b"student_id", "teacher_id", b"teacher_id", "timeline_id", b"timeline_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -851,6 +999,8 @@ class ListInterventionsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
+    TEACHER_ID_FIELD_NUMBER: _builtins.int
+    CLASSROOM_ID_FIELD_NUMBER: _builtins.int
     student_id: _builtins.str
     """Only of this student, where set."""
     alert_id: _builtins.str
@@ -861,6 +1011,10 @@ class ListInterventionsRequest(_message.Message):
     """next_page_token of the page before; empty for the first."""
     consistency: _common_pb2.Consistency.ValueType
     """How fresh the answer must be."""
+    teacher_id: _builtins.str
+    """Only of this teacher, where set."""
+    classroom_id: _builtins.str
+    """Only of this classroom, where set."""
     def __init__(
         self,
         *,
@@ -869,10 +1023,12 @@ class ListInterventionsRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         consistency: _common_pb2.Consistency.ValueType = ...,
+        teacher_id: _builtins.str = ...,
+        classroom_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_id", b"alert_id", "consistency", b"consistency", "page_size", b"page_size", "page_token", b"page_token", "student_id", b"student_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_id", b"alert_id", "classroom_id", b"classroom_id", "consistency", b"consistency", "page_size", b"page_size", "page_token", b"page_token", "student_id", b"student_id", "teacher_id", b"teacher_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -110,6 +110,7 @@ class Command(_message.Message):
     SNOOZE_ALERT_FIELD_NUMBER: _builtins.int
     RESOLVE_ALERT_FIELD_NUMBER: _builtins.int
     RECORD_INTERVENTION_FIELD_NUMBER: _builtins.int
+    REPORT_PEER_FIELD_NUMBER: _builtins.int
     ACQUIRE_LOCK_FIELD_NUMBER: _builtins.int
     RENEW_LOCK_FIELD_NUMBER: _builtins.int
     RELEASE_LOCK_FIELD_NUMBER: _builtins.int
@@ -229,6 +230,10 @@ class Command(_message.Message):
         """Stores what a teacher did."""
 
     @_builtins.property
+    def report_peer(self) -> Global___ReportPeer:
+        """A member of the cluster does not answer, or is back."""
+
+    @_builtins.property
     def acquire_lock(self) -> Global___AcquireLock:
         """Takes a lock, or waits for it."""
 
@@ -286,6 +291,7 @@ class Command(_message.Message):
         snooze_alert: Global___SnoozeAlert | None = ...,
         resolve_alert: Global___ResolveAlert | None = ...,
         record_intervention: Global___RecordIntervention | None = ...,
+        report_peer: Global___ReportPeer | None = ...,
         acquire_lock: Global___AcquireLock | None = ...,
         renew_lock: Global___RenewLock | None = ...,
         release_lock: Global___ReleaseLock | None = ...,
@@ -293,11 +299,11 @@ class Command(_message.Message):
         put_classroom: Global___PutClassroom | None = ...,
         delete_student_data: Global___DeleteStudentData | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge_alert", b"acknowledge_alert", "acquire_lock", b"acquire_lock", "advance_time", b"advance_time", "body", b"body", "cancel_claim_wait", b"cancel_claim_wait", "cancel_lock_wait", b"cancel_lock_wait", "cancel_task", b"cancel_task", "claim_tasks", b"claim_tasks", "complete_tasks", b"complete_tasks", "delete_student_data", b"delete_student_data", "delete_task_policy", b"delete_task_policy", "deregister_session", b"deregister_session", "enqueue_tasks", b"enqueue_tasks", "extend_claim", b"extend_claim", "fail_task", b"fail_task", "found_cluster", b"found_cluster", "publish_metrics", b"publish_metrics", "put_classroom", b"put_classroom", "put_task_policy", b"put_task_policy", "raise_feature_level", b"raise_feature_level", "record_heartbeats", b"record_heartbeats", "record_intervention", b"record_intervention", "register_session", b"register_session", "release_lock", b"release_lock", "release_task", b"release_task", "renew_lock", b"renew_lock", "requeue_task", b"requeue_task", "resolve_alert", b"resolve_alert", "restore_cluster", b"restore_cluster", "snooze_alert", b"snooze_alert", "update_settings", b"update_settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge_alert", b"acknowledge_alert", "acquire_lock", b"acquire_lock", "advance_time", b"advance_time", "body", b"body", "cancel_claim_wait", b"cancel_claim_wait", "cancel_lock_wait", b"cancel_lock_wait", "cancel_task", b"cancel_task", "claim_tasks", b"claim_tasks", "complete_tasks", b"complete_tasks", "delete_student_data", b"delete_student_data", "delete_task_policy", b"delete_task_policy", "deregister_session", b"deregister_session", "enqueue_tasks", b"enqueue_tasks", "extend_claim", b"extend_claim", "fail_task", b"fail_task", "found_cluster", b"found_cluster", "publish_metrics", b"publish_metrics", "put_classroom", b"put_classroom", "put_task_policy", b"put_task_policy", "raise_feature_level", b"raise_feature_level", "record_heartbeats", b"record_heartbeats", "record_intervention", b"record_intervention", "register_session", b"register_session", "release_lock", b"release_lock", "release_task", b"release_task", "renew_lock", b"renew_lock", "report_peer", b"report_peer", "requeue_task", b"requeue_task", "resolve_alert", b"resolve_alert", "restore_cluster", b"restore_cluster", "snooze_alert", b"snooze_alert", "update_settings", b"update_settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_alert", b"acknowledge_alert", "acquire_lock", b"acquire_lock", "advance_time", b"advance_time", "body", b"body", "cancel_claim_wait", b"cancel_claim_wait", "cancel_lock_wait", b"cancel_lock_wait", "cancel_task", b"cancel_task", "claim_tasks", b"claim_tasks", "client_id", b"client_id", "complete_tasks", b"complete_tasks", "delete_student_data", b"delete_student_data", "delete_task_policy", b"delete_task_policy", "deregister_session", b"deregister_session", "elapsed_ms", b"elapsed_ms", "enqueue_tasks", b"enqueue_tasks", "extend_claim", b"extend_claim", "fail_task", b"fail_task", "found_cluster", b"found_cluster", "ingress_assigned", b"ingress_assigned", "principal", b"principal", "publish_metrics", b"publish_metrics", "put_classroom", b"put_classroom", "put_task_policy", b"put_task_policy", "raise_feature_level", b"raise_feature_level", "record_heartbeats", b"record_heartbeats", "record_intervention", b"record_intervention", "register_session", b"register_session", "release_lock", b"release_lock", "release_task", b"release_task", "renew_lock", b"renew_lock", "request_digest", b"request_digest", "request_id", b"request_id", "requeue_task", b"requeue_task", "resolve_alert", b"resolve_alert", "restore_cluster", b"restore_cluster", "snooze_alert", b"snooze_alert", "update_settings", b"update_settings", "wall_ms", b"wall_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_alert", b"acknowledge_alert", "acquire_lock", b"acquire_lock", "advance_time", b"advance_time", "body", b"body", "cancel_claim_wait", b"cancel_claim_wait", "cancel_lock_wait", b"cancel_lock_wait", "cancel_task", b"cancel_task", "claim_tasks", b"claim_tasks", "client_id", b"client_id", "complete_tasks", b"complete_tasks", "delete_student_data", b"delete_student_data", "delete_task_policy", b"delete_task_policy", "deregister_session", b"deregister_session", "elapsed_ms", b"elapsed_ms", "enqueue_tasks", b"enqueue_tasks", "extend_claim", b"extend_claim", "fail_task", b"fail_task", "found_cluster", b"found_cluster", "ingress_assigned", b"ingress_assigned", "principal", b"principal", "publish_metrics", b"publish_metrics", "put_classroom", b"put_classroom", "put_task_policy", b"put_task_policy", "raise_feature_level", b"raise_feature_level", "record_heartbeats", b"record_heartbeats", "record_intervention", b"record_intervention", "register_session", b"register_session", "release_lock", b"release_lock", "release_task", b"release_task", "renew_lock", b"renew_lock", "report_peer", b"report_peer", "request_digest", b"request_digest", "request_id", b"request_id", "requeue_task", b"requeue_task", "resolve_alert", b"resolve_alert", "restore_cluster", b"restore_cluster", "snooze_alert", b"snooze_alert", "update_settings", b"update_settings", "wall_ms", b"wall_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["found_cluster", "advance_time", "update_settings", "raise_feature_level", "restore_cluster", "register_session", "record_heartbeats", "deregister_session", "enqueue_tasks", "claim_tasks", "cancel_claim_wait", "extend_claim", "complete_tasks", "fail_task", "release_task", "cancel_task", "requeue_task", "put_task_policy", "delete_task_policy", "publish_metrics", "acknowledge_alert", "snooze_alert", "resolve_alert", "record_intervention", "acquire_lock", "renew_lock", "release_lock", "cancel_lock_wait", "put_classroom", "delete_student_data"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["found_cluster", "advance_time", "update_settings", "raise_feature_level", "restore_cluster", "register_session", "record_heartbeats", "deregister_session", "enqueue_tasks", "claim_tasks", "cancel_claim_wait", "extend_claim", "complete_tasks", "fail_task", "release_task", "cancel_task", "requeue_task", "put_task_policy", "delete_task_policy", "publish_metrics", "acknowledge_alert", "snooze_alert", "resolve_alert", "record_intervention", "report_peer", "acquire_lock", "renew_lock", "release_lock", "cancel_lock_wait", "put_classroom", "delete_student_data"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -1177,6 +1183,8 @@ class RecordIntervention(_message.Message):
     TEACHER_ID_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    TIMELINE_ID_FIELD_NUMBER: _builtins.int
     alert_id: _builtins.str
     """Alert; may be empty."""
     student_id: _builtins.str
@@ -1187,6 +1195,10 @@ class RecordIntervention(_message.Message):
     """Kind."""
     note: _builtins.str
     """For people."""
+    app_name: _builtins.str
+    """App; may be empty where there is an alert."""
+    timeline_id: _builtins.str
+    """Timeline."""
     def __init__(
         self,
         *,
@@ -1195,14 +1207,42 @@ class RecordIntervention(_message.Message):
         teacher_id: _builtins.str = ...,
         kind: _builtins.str = ...,
         note: _builtins.str = ...,
+        app_name: _builtins.str = ...,
+        timeline_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_id", b"alert_id", "kind", b"kind", "note", b"note", "student_id", b"student_id", "teacher_id", b"teacher_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_id", b"alert_id", "app_name", b"app_name", "kind", b"kind", "note", b"note", "student_id", b"student_id", "teacher_id", b"teacher_id", "timeline_id", b"timeline_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RecordIntervention: _TypeAlias = RecordIntervention  # noqa: Y015
+
+@_typing.final
+class ReportPeer(_message.Message):
+    """ReportPeer is proposed by the leader."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """The member."""
+    lost: _builtins.bool
+    """Whether it does not answer; false: it is back."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        lost: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lost", b"lost", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportPeer: _TypeAlias = ReportPeer  # noqa: Y015
 
 @_typing.final
 class AcquireLock(_message.Message):
