@@ -41,7 +41,12 @@ FIRST_COMMANDS = (
     "resolve_alert",
 )
 SECOND_COMMANDS = ("acquire_lock", "renew_lock", "release_lock", "cancel_lock_wait")
-THIRD_COMMANDS: tuple[str, ...] = ("put_classroom", "delete_student_data")
+THIRD_COMMANDS: tuple[str, ...] = (
+    "put_classroom",
+    "delete_student_data",
+    "put_task_policy",
+    "delete_task_policy",
+)
 LEVELS: Mapping[str, int] = MappingProxyType(
     {
         **dict.fromkeys(FIRST_COMMANDS, FIRST_LEVEL),

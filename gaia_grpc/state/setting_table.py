@@ -33,6 +33,12 @@ ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
      "Events kept of each task."),
     ("task.max_waiters", "int", "10000", "1", "100000",
      "Most claims that wait at once."),
+    ("task.ageing_interval", "duration", "60s", "0ms", "30d",
+     "A pending task gains one level of priority each time it has waited this long; 0ms is never."),
+    ("task.retry_jitter", "float", "0", "0", "1",
+     "Share of a wait before a retry by which it may be shorter."),
+    ("task.max_dependents", "int", "1000", "1", "10000",
+     "Most tasks that depend on one."),
     ("task.max_wait", "duration", "60s", "0ms", "10m",
      "Longest wait of a claim; a longer one is cut to it."),
     # --- requests
@@ -97,6 +103,9 @@ SINCE_LEVELS: dict[str, int] = {
     "lock.max_locks": 2,
     "lock.max_waiters": 2,
     "lock.max_wait": 2,
+    "task.ageing_interval": 3,
+    "task.retry_jitter": 3,
+    "task.max_dependents": 3,
     "classroom.max_classrooms": 3,
     "classroom.max_members": 3,
 }

@@ -34,6 +34,9 @@ class Sweep(Generic[Item]):
         self._due_ms = 0
         context.timers.register(kind, self._due)
 
+    def __len__(self) -> int:
+        return len(self._queue)
+
     def add(self, expire_ms: int, item: Item) -> None:
         """Drops `item` in the first sweep after `expire_ms`, within about a second."""
         self._queue.append((expire_ms, item))
@@ -58,6 +61,14 @@ class Sweep(Generic[Item]):
         self._due_ms = due_ms
         if due_ms:
             self._context.timers.schedule(due_ms, self._kind, 0)
+
+    def first(self) -> tuple[int, Item] | None:
+        """(expire_ms, item) of the next to go; None where there is none."""
+        return self._queue[0] if self._queue else None
+
+    def keep(self, wanted: Callable[[Item], bool]) -> None:
+        """Takes out the others without dropping them; the time stays as it is set."""
+        self._queue = deque(entry for entry in self._queue if wanted(entry[1]))
 
     def drop_oldest(self) -> None:
         """Drops the oldest item now."""

@@ -12,8 +12,10 @@ from gaia_grpc.state.context import Context
 from gaia_grpc.state.refusal import refused
 from gaia_grpc.state.session_record import DEGRADED, FAILED, Session
 from gaia_grpc.state.sessions import SessionTable, session_failed
+from gaia_grpc.state.task_endings import TaskEndings
 from gaia_grpc.state.task_flow import TaskFlow
 from gaia_grpc.state.task_record import Task, task_number_of
+from gaia_grpc.state.task_store import TaskStore
 
 FULL_RETRY_MS = 1_000
 INCARNATION_LEVEL = 3
@@ -23,10 +25,19 @@ INCARNATION_LEVEL = 3
 class TaskClaims:
     """The commands and the query of claiming; also tells a kept claim again (`Replay`)."""
 
-    def __init__(self, context: Context, sessions: SessionTable, flow: TaskFlow) -> None:
+    def __init__(
+        self,
+        context: Context,
+        sessions: SessionTable,
+        store: TaskStore,
+        flow: TaskFlow,
+        endings: TaskEndings,
+    ) -> None:
         self._context = context
         self._sessions = sessions
+        self._store = store
         self._flow = flow
+        self._endings = endings
 
     def claim(self, body: command_pb2.ClaimTasks) -> command_pb2.CommandResult:
         """Claims the best tasks for the session; where there are none, waits for `wait_ms`."""
@@ -41,7 +52,7 @@ class TaskClaims:
             session, body.max_tasks, body.task_types, include_unmatched=body.include_unmatched
         )
         if tasks or wait_ms <= 0:
-            return claim_result(tasks)
+            return self._result(tasks)
         if self._flow.waits.count >= settings.integer("task.max_waiters"):
             raise refused(
                 refusal.RESOURCE_EXHAUSTED,
@@ -56,7 +67,7 @@ class TaskClaims:
             wait_ms,
             include_unmatched=body.include_unmatched,
         )
-        return claim_result((), waiter.waiter_id)
+        return self._result((), waiter.waiter_id)
 
     def cancel_wait(self, body: command_pb2.CancelClaimWait) -> command_pb2.CommandResult:
         """Ends a wait; what it was granted and nobody fetched goes back, uncounted."""
@@ -66,7 +77,7 @@ class TaskClaims:
         elif waiter is not None:
             self._flow.waits.forget(waiter)
             for task in self._flow.live_grants(waiter.grants):
-                self._flow.release(task)
+                self._endings.release(task)
         return command_pb2.CommandResult(done=command_pb2.Done())
 
     def wait_state(self, body: query_pb2.ClaimWaitQuery, now_ms: int) -> query_pb2.QueryResult:
@@ -78,7 +89,7 @@ class TaskClaims:
             waiting=body.waiter_id > waits.last_id or (waiter is not None and not waiter.grants)
         )
         if waiter is not None:
-            answer.tasks.extend(granted(self._flow.live_grants(waiter.grants)))
+            answer.tasks.extend(self._granted(self._flow.live_grants(waiter.grants)))
         return query_pb2.QueryResult(claim_wait=answer)
 
     # --- Replay
@@ -105,15 +116,15 @@ class TaskClaims:
             return result
         if not result.claim.waiter_id:
             grants = [(task_number_of(t.task_id), t.claim_token) for t in result.claim.tasks]
-            return claim_result(self._flow.live_grants(grants))
+            return self._result(self._flow.live_grants(grants))
         waiter = self._flow.waits.find(result.claim.waiter_id)
         if waiter is None:
-            return claim_result(())
+            return self._result(())
         if waiter.grants:
             self._flow.waits.forget(waiter)
-            return claim_result(self._flow.live_grants(waiter.grants))
+            return self._result(self._flow.live_grants(waiter.grants))
         self._flow.rename_wait(waiter)
-        return claim_result((), waiter.waiter_id)
+        return self._result((), waiter.waiter_id)
 
     def _claimant(self, session_id: str) -> Session:
         session = self._sessions.existing(session_id)
@@ -129,13 +140,10 @@ class TaskClaims:
             )
         return session
 
+    def _granted(self, tasks: Iterable[Task]) -> list[task_pb2.Task]:
+        """Tasks as their claimant gets them."""
+        return [self._store.message(task, payload=True) for task in tasks]
 
-def granted(tasks: Iterable[Task]) -> list[task_pb2.Task]:
-    """Tasks as their claimant gets them."""
-    return [task.message(payload=True) for task in tasks]
-
-
-def claim_result(tasks: Iterable[Task], waiter_id: int = 0) -> command_pb2.CommandResult:
-    """The result of a claim."""
-    claim = command_pb2.ClaimResult(tasks=granted(tasks), waiter_id=waiter_id)
-    return command_pb2.CommandResult(claim=claim)
+    def _result(self, tasks: Iterable[Task], waiter_id: int = 0) -> command_pb2.CommandResult:
+        claim = command_pb2.ClaimResult(tasks=self._granted(tasks), waiter_id=waiter_id)
+        return command_pb2.CommandResult(claim=claim)

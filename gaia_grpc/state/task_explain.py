@@ -57,7 +57,7 @@ class TaskExplainer:
             ranked.append((order, session, obstacles))
         best = heapq.nsmallest(size, ranked, key=lambda entry: entry[0])
         answer = task_pb2.ExplainAssignmentResponse(
-            task=task.message(),
+            task=self._store.message(task),
             explanations=[
                 self._explained(session, task, obstacles, ahead) for _, session, obstacles in best
             ],

@@ -1,4 +1,4 @@
-"""Who gets which task, and what becomes of a task when its claim ends.
+"""Who gets which task.
 
 After every command no session that may get a task waits for one that is pending: what becomes
 pending is offered to the waiters at once, and a session that becomes ready looks through the queue.
@@ -18,16 +18,14 @@ from gaia_grpc.state.session_record import Session
 from gaia_grpc.state.sessions import SessionTable
 from gaia_grpc.state.snapshot import Part, list_section, records_section, single_section
 from gaia_grpc.state.sweep import Sweep
-from gaia_grpc.state.task_record import CANCELLED, CLAIMED, FAILED, EventKind, Task
-from gaia_grpc.state.task_store import AVAILABLE_TIMER, CLAIM_TIMER, TaskStore
+from gaia_grpc.state.task_record import CLAIMED, Task
+from gaia_grpc.state.task_store import TaskStore
 from gaia_grpc.state.task_waits import Waiter, WaitList, decode_waiter
 
 MAX_CLAIM_SIZE_BYTES = 3 << 20
 """Payloads and checkpoints in one answer: gRPC clients take 4 MiB unless they are told otherwise,
 and a claim that can't be delivered holds its tasks until it expires."""
 WAIT_TIMER = "task.wait"
-EXPIRED_TEXT = "the claim ran out (task.claim_timeout)"
-LOST_TEXT = "the session that held the task failed"
 
 
 class TaskFlow:
@@ -39,10 +37,7 @@ class TaskFlow:
         self._store = store
         self.waits = WaitList()
         self._granted = Sweep[int](context, "task.grant_sweep", self._forget_grant)
-        context.timers.register(CLAIM_TIMER, self._claim_due)
-        context.timers.register(AVAILABLE_TIMER, self._available_due)
         context.timers.register(WAIT_TIMER, self._wait_due)
-        sessions.listen(self)
         self.parts: Sequence[Part] = (
             single_section("wait_counters", self._encode_counters, self._load_counters),
             records_section("wait", self.waits.frozen, self._load_wait, loaded=self._waits_loaded),
@@ -133,58 +128,6 @@ class TaskFlow:
                 tasks.append(task)
         return tasks
 
-    # --- ends of claims
-
-    def end_attempt(
-        self, task: Task, kind: EventKind, error: str, *, permanent: bool = False
-    ) -> None:
-        """A counted attempt is over: another one after the backoff, or the task is FAILED."""
-        holder = self._end_claim(task, kind, error)
-        self._store.count_attempt(task, error)
-        if permanent or task.retry_count > task.max_retries:
-            self._store.finish(task, FAILED)
-            self._store.record(task, task_pb2.TASK_EVENT_KIND_DEAD_LETTERED, error)
-            self._store.retain(task)
-        else:
-            delay_ms = self._backoff_ms(task.retry_count)
-            if delay_ms:
-                self._store.schedule(task, delay_ms)
-            else:
-                self.enter(task)
-        self.serve(holder)
-
-    def release(self, task: Task) -> None:
-        """The claim is given back; no attempt is counted."""
-        holder = self._end_claim(task, task_pb2.TASK_EVENT_KIND_RELEASED)
-        self.enter(task)
-        self.serve(holder)
-
-    def complete(self, task: Task, result: bytes) -> Session | None:
-        """The task is done; who held it may have room for more, and is to be served."""
-        holder = self._end_claim(task, task_pb2.TASK_EVENT_KIND_COMPLETED)
-        self._store.complete(task, result)
-        self._store.retain(task)
-        return holder
-
-    def cancel(self, task: Task, reason: str) -> None:
-        """The task is called off, in whichever open state it is."""
-        holder = None
-        if task.state == CLAIMED:
-            holder = self._end_claim(task, task_pb2.TASK_EVENT_KIND_CANCELLED, reason)
-            self._store.finish(task, CANCELLED)
-        else:
-            self._store.leave_queue(task, CANCELLED)
-            self._store.record(task, task_pb2.TASK_EVENT_KIND_CANCELLED, reason)
-        self._store.note_error(task, reason)
-        self._store.retain(task)
-        self.serve(holder)
-
-    def requeue(self, task: Task) -> None:
-        """A dead task begins again."""
-        self._store.reset_attempts(task)
-        self._store.record(task, task_pb2.TASK_EVENT_KIND_REQUEUED)
-        self.enter(task)
-
     def serve(self, session: Session | None) -> None:
         """The session may have room again: its waiting claims look through the queue."""
         if session is None:
@@ -193,27 +136,15 @@ class TaskFlow:
             if session.ready:
                 self._grant(waiter)
 
-    # --- sessions
-
-    def session_lost(self, session: Session, *, counted: bool) -> int:
-        """Takes all claims and waits from the session; returns how many claims it held."""
-        for waiter in self.waits.of_session(session):
-            self.end_wait(waiter)
-        held = sorted(session.claims)
-        for number in held:
-            task = self._store.numbered(number)
-            if task is None:
-                continue
-            if counted:
-                self.end_attempt(task, task_pb2.TASK_EVENT_KIND_SESSION_LOST, LOST_TEXT)
-            else:
-                self.release(task)
-        return len(held)
-
     def session_changed(self, session: Session) -> None:
         """The session's readiness may have changed."""
         self.waits.session_changed(session)
         self.serve(session)
+
+    def end_waits(self, session: Session) -> None:
+        """The session takes no task any more: its waits end."""
+        for waiter in self.waits.of_session(session):
+            self.end_wait(waiter)
 
     # --- parts
 
@@ -232,20 +163,6 @@ class TaskFlow:
         self._granted.add(self._context.now_ms + retention_ms, waiter.waiter_id)
         self._context.touch(topics.claim_wait(waiter.waiter_id))
         return True
-
-    def _end_claim(self, task: Task, kind: EventKind, error: str = "") -> Session | None:
-        holder = self._sessions.find(task.session_id)
-        self._store.end_claim(task, holder, kind, error)
-        if holder is not None:
-            self.waits.session_changed(holder)
-        return holder
-
-    def _backoff_ms(self, retry_count: int) -> int:
-        settings = self._context.settings
-        base_ms = settings.milliseconds("task.retry_base")
-        most_ms = settings.milliseconds("task.retry_max_delay")
-        # 2^(retry_count - 1) * base; beyond 2^40 every delay is over the most.
-        return min(base_ms << min(retry_count - 1, 40), most_ms)
 
     def _set_timer(self, waiter: Waiter) -> None:
         waiter.timer = self._context.timers.schedule(
@@ -285,22 +202,7 @@ class TaskFlow:
         message = snapshot_pb2.GrantedWaits.FromString(record)
         self._granted.restore(zip(message.expire_ms, message.waiter_ids, strict=True))
 
-    # --- timers: each looks at its record again
-
-    def _claim_due(self, key: int | str) -> None:
-        task = self._store.numbered(int(key))
-        if task is None or task.state != CLAIMED or task.claim_expire_ms > self._context.now_ms:
-            return
-        self._store.timer_fired(task)
-        self.end_attempt(task, task_pb2.TASK_EVENT_KIND_CLAIM_EXPIRED, EXPIRED_TEXT)
-
-    def _available_due(self, key: int | str) -> None:
-        task = self._store.numbered(int(key))
-        if task is None or task.state != task_pb2.TASK_STATE_SCHEDULED:
-            return
-        self._store.timer_fired(task)
-        self._store.record(task, task_pb2.TASK_EVENT_KIND_AVAILABLE)
-        self.enter(task)
+    # --- timers
 
     def _wait_due(self, key: int | str) -> None:
         waiter = self.waits.find(int(key))

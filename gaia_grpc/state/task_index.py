@@ -1,4 +1,4 @@
-"""Pending tasks in claim order: priority (higher first), then affinity score, then age.
+"""Pending tasks in claim order: aged priority (higher first), then affinity score, then number.
 
 Every pending task is in four heaps: by (affinity, type), by affinity, by type, and in the one of
 all. So the best task for a session is the best of at most three tops for each type that it asks
@@ -14,13 +14,15 @@ from gaia_grpc.state.lazy_heap import LazyHeap
 from gaia_grpc.state.task_record import PENDING, Task
 
 MAX_PRIORITY = 1_000
-NUMBER_BITS = 44
+NUMBER_BITS = 42
+"""Enough for 100 years at 1,000 tasks a second; and a key is a small integer (60 bits) for the first
+200,000 intervals of ageing, 16 bytes a task less than after that."""
 NUMBER_MASK = (1 << NUMBER_BITS) - 1
 
 
 def order_key(task: Task) -> int:
-    """Priority and age in one integer: smaller is claimed earlier."""
-    return (MAX_PRIORITY - task.priority) << NUMBER_BITS | task.number
+    """Rank and number in one integer: smaller is claimed earlier. task_age.py says why."""
+    return (MAX_PRIORITY - task.priority + task.epoch) << NUMBER_BITS | task.number
 
 
 class PendingIndex:
@@ -79,7 +81,8 @@ class PendingIndex:
 
     def _is_live(self, key: int) -> bool:
         task = self._tasks.get(key & NUMBER_MASK)
-        return task is not None and task.state == PENDING
+        # A requeued task has another rank, and its former key may still be in a heap.
+        return task is not None and task.state == PENDING and order_key(task) == key
 
 
 def _places(task: Task) -> tuple[tuple[str, str], ...]:

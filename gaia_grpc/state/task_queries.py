@@ -11,6 +11,7 @@ from gaia_grpc.state import page_tokens
 from gaia_grpc.state.context import Context
 from gaia_grpc.state.sessions import SessionTable
 from gaia_grpc.state.task_record import (
+    BLOCKED,
     CANCELLED,
     CLAIMED,
     COMPLETED,
@@ -43,7 +44,7 @@ class TaskQueries:
         del now_ms
         history_most = self._context.settings.integer("task.max_history")
         task = self._store.existing(body.task_id)
-        message = task.message(payload=True, result=True, history_most=history_most)
+        message = self._store.message(task, payload=True, result=True, history_most=history_most)
         return query_pb2.QueryResult(get_task=task_pb2.GetTaskResponse(task=message))
 
     def list_page(self, body: task_pb2.ListTasksRequest, now_ms: int) -> query_pb2.QueryResult:
@@ -59,7 +60,7 @@ class TaskQueries:
                 break
             last_id = task.task_id
             if _selected(task, body):
-                answer.tasks.append(task.message())
+                answer.tasks.append(self._store.message(task))
         return query_pb2.QueryResult(list_tasks=answer)
 
     def stats(self, body: task_pb2.GetQueueStatsRequest, now_ms: int) -> query_pb2.QueryResult:
@@ -73,10 +74,9 @@ class TaskQueries:
             completed=store.counts[COMPLETED],
             failed=store.counts[FAILED],
             cancelled=store.counts[CANCELLED],
-            enqueued_total=store.enqueued_total,
-            claims_total=store.claims_total,
-            completed_total=store.completed_total,
             waiting_claims=self._waits.count,
+            blocked=store.counts[BLOCKED],
+            **store.totals.by_field(),
         )
         return query_pb2.QueryResult(get_queue_stats=answer)
 

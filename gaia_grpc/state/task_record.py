@@ -15,19 +15,32 @@ CLAIMED: Final = task_pb2.TASK_STATE_CLAIMED
 COMPLETED: Final = task_pb2.TASK_STATE_COMPLETED
 FAILED: Final = task_pb2.TASK_STATE_FAILED
 CANCELLED: Final = task_pb2.TASK_STATE_CANCELLED
+BLOCKED: Final = task_pb2.TASK_STATE_BLOCKED
 
-OPEN_STATES: Final = (PENDING, SCHEDULED, CLAIMED)
+OPEN_STATES: Final = (PENDING, SCHEDULED, CLAIMED, BLOCKED)
 FINISHED_STATES: Final = (COMPLETED, FAILED, CANCELLED)
 
 State: TypeAlias = task_pb2.TaskState.ValueType
 EventKind: TypeAlias = task_pb2.TaskEventKind.ValueType
-Event: TypeAlias = tuple[EventKind, int, str, int, str]
-"""(kind, time_ms, session_id, claim_token, error)"""
+Event: TypeAlias = tuple[EventKind, int, str, int, str] | tuple[EventKind, int, str, int, str, str]
+"""(kind, time_ms, session_id, claim_token, error), and the error's type where it has one"""
 
 Stub: TypeAlias = tuple[str, str]
 """(task_type, affinity) of a task that is no longer retained."""
 
 NO_EVENT: Final = task_pb2.TASK_EVENT_KIND_UNSPECIFIED
+CLAIM_EVENTS: Final = frozenset(
+    {
+        task_pb2.TASK_EVENT_KIND_CLAIMED,
+        task_pb2.TASK_EVENT_KIND_EXTENDED,
+        task_pb2.TASK_EVENT_KIND_COMPLETED,
+        task_pb2.TASK_EVENT_KIND_ATTEMPT_FAILED,
+        task_pb2.TASK_EVENT_KIND_CLAIM_EXPIRED,
+        task_pb2.TASK_EVENT_KIND_SESSION_LOST,
+        task_pb2.TASK_EVENT_KIND_RELEASED,
+    }
+)
+"""Events that name the session and the token of the claim."""
 ID_PREFIX = "t-"
 ID_DIGITS = 12
 
@@ -56,7 +69,8 @@ class Task:
 
     Invariants: CLAIMED has `claim_expire_ms` and a timer for it, SCHEDULED a timer for
     `available_ms`, every other state none. `session_id` and `claim_token` are those of the current
-    or last claim; `ended_by` says how that claim ended (`NO_EVENT` while it lives).
+    or last claim; `ended_by` says how that claim ended (`NO_EVENT` while it lives). `epoch` is set
+    when the task first becomes PENDING (task_age.py). What few tasks have is in a `TaskExtra`.
     """
 
     __slots__ = (
@@ -68,6 +82,7 @@ class Task:
         "create_ms",
         "digest",
         "ended_by",
+        "epoch",
         "history",
         "key",
         "last_error",
@@ -108,6 +123,7 @@ class Task:
         self.claim_token = 0
         self.session_id = ""
         self.ended_by: EventKind = NO_EVENT
+        self.epoch = 0
         self.claim_expire_ms = 0
         self.available_ms = now_ms
         self.create_ms = now_ms
@@ -179,11 +195,12 @@ class Task:
             events.insert(0, (task_pb2.TASK_EVENT_KIND_ENQUEUED, self.create_ms, "", 0, ""))
         return [
             task_pb2.TaskEvent(
-                kind=kind,
-                time=timestamp(time_ms),
-                session_id=session_id,
-                claim_token=claim_token,
-                error=error,
+                kind=event[0],
+                time=timestamp(event[1]),
+                session_id=event[2],
+                claim_token=event[3],
+                error=event[4],
+                error_type=event[5] if len(event) > 5 else "",
             )
-            for kind, time_ms, session_id, claim_token, error in events[-most:]
+            for event in events[-most:]
         ]

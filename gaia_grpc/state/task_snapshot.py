@@ -7,13 +7,14 @@ from sys import intern
 
 from gaia.command.v1 import snapshot_pb2
 
-from gaia_grpc.state.task_record import Task
+from gaia_grpc.state.task_extra import TaskExtra
+from gaia_grpc.state.task_record import Event, Task
 
 FinishedItem = tuple[int, tuple[int, int]]
 """(expire_ms, (number, finish_ms)), as in the sweep of finished tasks."""
 
 
-def encode_task(number: int, task: Task) -> bytes:
+def encode_task(number: int, task: Task, extra: TaskExtra | None) -> bytes:
     """The record of a task."""
     record = snapshot_pb2.TaskRecord(
         number=number,
@@ -31,6 +32,7 @@ def encode_task(number: int, task: Task) -> bytes:
         available_ms=task.available_ms,
         create_ms=task.create_ms,
         update_ms=task.update_ms,
+        epoch=task.epoch,
     )
     # Most tasks have none of these: looking costs less than setting what is empty.
     if task.key is not None:
@@ -45,15 +47,23 @@ def encode_task(number: int, task: Task) -> bytes:
         record.last_error = task.last_error
     if task.progress_micro:
         record.progress_micro = task.progress_micro
-    for kind, time_ms, session_id, claim_token, error in task.history or ():
-        record.history.add(
-            kind=kind, time_ms=time_ms, session_id=session_id, claim_token=claim_token, error=error
+    if extra is not None:
+        _put_extra(record, extra)
+    for event in task.history or ():
+        line = record.history.add(
+            kind=event[0],
+            time_ms=event[1],
+            session_id=event[2],
+            claim_token=event[3],
+            error=event[4],
         )
+        if len(event) > 5:
+            line.error_type = event[5]
     return record.SerializeToString(deterministic=True)
 
 
-def decode_task(data: bytes) -> Task:
-    """The task of a record, without its timer."""
+def decode_task(data: bytes) -> tuple[Task, TaskExtra | None]:
+    """The task of a record and what it has beside, without their timers."""
     record = snapshot_pb2.TaskRecord.FromString(data)
     task = Task(
         record.number,
@@ -79,12 +89,38 @@ def decode_task(data: bytes) -> Task:
     task.result = record.result
     task.last_error = record.last_error
     task.progress_micro = record.progress_micro
+    task.epoch = record.epoch
     if record.history:
-        task.history = [
-            (event.kind, event.time_ms, intern(event.session_id), event.claim_token, event.error)
-            for event in record.history
-        ]
-    return task
+        task.history = [_event(event) for event in record.history]
+    return task, _extra(record)
+
+
+def _put_extra(record: snapshot_pb2.TaskRecord, extra: TaskExtra) -> None:
+    record.deadline_ms = extra.deadline_ms
+    record.last_error_type = extra.error_type
+    record.depends_on.extend(extra.depends_on)
+    record.waiting_for.extend(extra.waiting_for)
+    record.delay_ms = extra.delay_ms
+    record.failed_by = extra.failed_by
+
+
+def _extra(record: snapshot_pb2.TaskRecord) -> TaskExtra | None:
+    """None where it would say nothing: what was, and is no more, leaves no trace."""
+    if not (record.deadline_ms or record.last_error_type or record.depends_on):
+        return None
+    extra = TaskExtra()
+    extra.deadline_ms = record.deadline_ms
+    extra.error_type = intern(record.last_error_type)
+    extra.depends_on = tuple(record.depends_on)
+    extra.waiting_for = tuple(record.waiting_for)
+    extra.delay_ms = record.delay_ms
+    extra.failed_by = record.failed_by
+    return extra
+
+
+def _event(event: snapshot_pb2.TaskEventRecord) -> Event:
+    plain = (event.kind, event.time_ms, intern(event.session_id), event.claim_token, event.error)
+    return (*plain, intern(event.error_type)) if event.error_type else plain
 
 
 def encode_finished(items: Sequence[FinishedItem]) -> bytes:

@@ -2,15 +2,17 @@
 
 PENDING <-> SCHEDULED      PENDING -> CLAIMED -> COMPLETED
 CLAIMED -> PENDING (released) | SCHEDULED (counted attempt) | FAILED (no retry left)
-PENDING | SCHEDULED | CLAIMED -> CANCELLED      FAILED | CANCELLED -> PENDING (requeued)
+BLOCKED -> PENDING | SCHEDULED (all dependencies COMPLETED) | FAILED (one is not)
+PENDING | SCHEDULED | CLAIMED | BLOCKED -> CANCELLED | FAILED (deadline)
+FAILED | CANCELLED -> PENDING | BLOCKED (requeued)
 
 No other module sets a field of a task: a snapshot under way must hear of each change first.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from gaia.command.v1 import snapshot_pb2
 from gaia.task.v1 import task_pb2
@@ -18,20 +20,20 @@ from gaia.task.v1 import task_pb2
 from gaia_grpc.state import refusal, topics
 from gaia_grpc.state.changes import ChangeLog
 from gaia_grpc.state.context import Context
+from gaia_grpc.state.number_runs import NumberRuns
 from gaia_grpc.state.session_record import Session
 from gaia_grpc.state.sessions import SessionTable
-from gaia_grpc.state.snapshot import (
-    FrozenInOrder,
-    Part,
-    list_section,
-    records_section,
-    single_section,
-)
-from gaia_grpc.state.sweep import Sweep
+from gaia_grpc.state.snapshot import FrozenInOrder, Part, records_section, single_section
+from gaia_grpc.state.task_age import AgeClock
+from gaia_grpc.state.task_extra import TaskExtras
 from gaia_grpc.state.task_index import PendingIndex
+from gaia_grpc.state.task_policies import TaskPolicies
 from gaia_grpc.state.task_record import (
+    BLOCKED,
+    CLAIM_EVENTS,
     CLAIMED,
     COMPLETED,
+    FAILED,
     FINISHED_STATES,
     NO_EVENT,
     OPEN_STATES,
@@ -43,24 +45,24 @@ from gaia_grpc.state.task_record import (
     Task,
     task_number_of,
 )
-from gaia_grpc.state.task_snapshot import (
-    decode_finished,
-    decode_task,
-    encode_finished,
-    encode_task,
-)
+from gaia_grpc.state.task_retention import FinishedTasks
+from gaia_grpc.state.task_snapshot import decode_task, encode_task
+from gaia_grpc.state.task_totals import TaskTotals
 
 CLAIM_TIMER = "task.claim"
 AVAILABLE_TIMER = "task.available"
-BLOCK_BITS = 10
+
+RULES_LEVEL: Final = 3
+"""The feature level that has policies, ageing, deadlines, dependencies and their counters."""
 
 
 class TaskStore:
     """Retained tasks by number. Who gets a task is decided elsewhere (task_claims.py)."""
 
-    def __init__(self, context: Context, sessions: SessionTable) -> None:
+    def __init__(self, context: Context, sessions: SessionTable, policies: TaskPolicies) -> None:
         self._context = context
         self._sessions = sessions
+        self._policies = policies
         self._tasks: dict[int, Task] = {}
         self._by_key: dict[tuple[str, str], Task] = {}
         self._last_number = 0
@@ -68,20 +70,17 @@ class TaskStore:
         self.index = PendingIndex(self._tasks)
         self.counts: dict[State, int] = dict.fromkeys((*OPEN_STATES, *FINISHED_STATES), 0)
         self.changes = ChangeLog[State, Stub](context)
-        self.enqueued_total = 0
-        self.claims_total = 0
-        self.completed_total = 0
-        self._finished = Sweep[tuple[int, int]](context, "task.purge", self._purge)
-        # How many retained tasks are in each run of 1,024 numbers: lists skip what was purged.
-        self._block_counts: dict[int, int] = {}
-        self._blocks: list[int] = []
-        self._frozen = FrozenInOrder(self._tasks, encode_task)
+        self.totals = TaskTotals()
+        self.age = AgeClock(context)
+        self.finished = FinishedTasks(context, self._purge)
+        self._runs = NumberRuns()
+        self._frozen = FrozenInOrder(self._tasks, self._encode)
+        self.extras = TaskExtras(context, self._frozen.changing)
         self.parts: Sequence[Part] = (
             single_section("task_counters", self._encode_counters, self._load_counters),
             records_section("task", self._frozen, self._load),
-            list_section(
-                "finished_tasks", self._finished.items, encode_finished, self._load_finished
-            ),
+            *self.finished.parts,
+            *self.age.parts,
         )
 
     # --- reading
@@ -111,14 +110,25 @@ class TaskStore:
 
     def after(self, number: int) -> Iterator[Task]:
         """Tasks with higher numbers, in their order."""
-        for place in range(
-            bisect_left(self._blocks, (number + 1) >> BLOCK_BITS), len(self._blocks)
-        ):
-            start = self._blocks[place] << BLOCK_BITS
-            for candidate in range(max(start, number + 1), start + (1 << BLOCK_BITS)):
-                task = self._tasks.get(candidate)
-                if task is not None:
-                    yield task
+        for candidate in self._runs.candidates_after(number):
+            task = self._tasks.get(candidate)
+            if task is not None:
+                yield task
+
+    def message(
+        self, task: Task, *, payload: bool = False, result: bool = False, history_most: int = 0
+    ) -> task_pb2.Task:
+        """The task as callers see it, with what it has beside."""
+        message = task.message(payload=payload, result=result, history_most=history_most)
+        extra = self.extras.get(task.number)
+        if extra is not None:
+            extra.show(message)
+        return message
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether the cluster has the rules of `RULES_LEVEL`."""
+        return self._context.feature_level >= RULES_LEVEL
 
     # --- moves
 
@@ -145,8 +155,9 @@ class TaskStore:
         )
         task.key = key
         task.digest = digest
+        task.epoch = self.age.first_epoch()
         self._insert(task)
-        self.enqueued_total += 1
+        self.totals.enqueued += 1
         self.counts[PENDING] += 1
         self._changed(task, None)
         return task
@@ -155,6 +166,8 @@ class TaskStore:
         """The task waits for a claim, at the place of its age."""
         self._move(task, PENDING)
         task.available_ms = self._context.now_ms
+        if task.epoch < 0:
+            task.epoch = self.age.epoch()
         self.index.add(task)
 
     def schedule(self, task: Task, delay_ms: int) -> None:
@@ -162,6 +175,10 @@ class TaskStore:
         self._move(task, SCHEDULED)
         task.available_ms = self._context.now_ms + delay_ms
         task.timer = self._context.timers.schedule(task.available_ms, AVAILABLE_TIMER, task.number)
+
+    def block(self, task: Task) -> None:
+        """The task waits for others."""
+        self._move(task, BLOCKED)
 
     def claim(self, task: Task, session: Session) -> None:
         """The session holds the pending task under a new token."""
@@ -174,7 +191,7 @@ class TaskStore:
         task.progress_micro = 0
         session.claims.add(task.number)
         self._sessions.claims_changed(session)
-        self.claims_total += 1
+        self.totals.claims += 1
         self._set_claim_timer(task)
         self.record(task, task_pb2.TASK_EVENT_KIND_CLAIMED)
 
@@ -190,7 +207,12 @@ class TaskStore:
         self._changed(task, task.state)
 
     def end_claim(
-        self, task: Task, holder: Session | None, kind: EventKind, error: str = ""
+        self,
+        task: Task,
+        holder: Session | None,
+        kind: EventKind,
+        error: str = "",
+        error_type: str = "",
     ) -> None:
         """The claim is over; the caller moves the task on to its next state."""
         self._frozen.changing(task.number)
@@ -200,10 +222,10 @@ class TaskStore:
         if holder is not None:
             holder.claims.discard(task.number)
             self._sessions.claims_changed(holder)
-        self.record(task, kind, error)
+        self.record(task, kind, error, error_type)
 
     def leave_queue(self, task: Task, state: State) -> None:
-        """A pending or scheduled task moves to `state`."""
+        """A task that nobody holds moves to `state`."""
         was_pending = task.state == PENDING
         self._drop_timer(task)
         self._move(task, state)
@@ -218,18 +240,23 @@ class TaskStore:
         """A task whose claim has ended is done."""
         self._move(task, COMPLETED)
         task.result = result
-        self.completed_total += 1
+        self.totals.completed += 1
 
-    def count_attempt(self, task: Task, error: str) -> None:
+    def count_attempt(self, task: Task, error: str, error_type: str = "") -> None:
         """One attempt more has failed."""
         self._frozen.changing(task.number)
         task.retry_count += 1
         task.last_error = error
+        if self.has_rules:
+            self.totals.failed_attempts += 1
+        self.extras.set_error_type(task.number, error_type)
 
     def reset_attempts(self, task: Task) -> None:
-        """The task has all its retries again."""
+        """The task has all its retries again, no deadline, and no age."""
         self._frozen.changing(task.number)
         task.retry_count = 0
+        task.epoch = self.age.first_epoch()
+        self.extras.reset(task.number)
 
     def note_error(self, task: Task, error: str) -> None:
         """What went wrong last, or why the task was called off."""
@@ -237,15 +264,17 @@ class TaskStore:
         task.last_error = error
 
     def retain(self, task: Task) -> None:
-        """The task is finished: kept for task.retention; the oldest go over task.max_finished."""
-        settings = self._context.settings
-        expire_ms = self._context.now_ms + settings.milliseconds("task.retention")
-        self._finished.add(expire_ms, (task.number, task.update_ms))
-        most = settings.integer("task.max_finished")
-        while sum(self.counts[state] for state in FINISHED_STATES) > most:
-            self._finished.drop_oldest()
+        """The task is finished: kept for as long as its type is; the first to go go over
+        task.max_finished."""
+        retention_ms = self._policies.of(task.task_type).retention_ms
+        self.finished.add((task.number, task.update_ms), retention_ms)
+        most = self._context.settings.integer("task.max_finished")
+        while self.finished_count() > most:
+            self.finished.drop_next()
+        if self.has_rules:
+            self.finished.forget_stale(self.finished_count(), self._is_finish)
 
-    def record(self, task: Task, kind: EventKind, error: str = "") -> None:
+    def record(self, task: Task, kind: EventKind, error: str = "", error_type: str = "") -> None:
         """Adds to the task's history."""
         self._frozen.changing(task.number)
         in_claim = kind in CLAIM_EVENTS
@@ -256,11 +285,21 @@ class TaskStore:
             task.claim_token if in_claim else 0,
             error,
         )
-        task.record(event, self._context.settings.integer("task.max_history"))
+        most = self._context.settings.integer("task.max_history")
+        task.record((*event, error_type) if error_type else event, most)
 
     def timer_fired(self, task: Task) -> None:
         """The task's timer is gone: it fired."""
         task.timer = None
+
+    def satisfied(self, task: Task, dependency: int) -> None:
+        """The task waits for this one no more."""
+        self.extras.satisfied(task.number, dependency)
+        self._changed(task, task.state)
+
+    def finished_count(self) -> int:
+        """Finished tasks that are retained."""
+        return sum(self.counts[state] for state in FINISHED_STATES)
 
     def _move(self, task: Task, state: State) -> None:
         self._frozen.changing(task.number)
@@ -269,6 +308,10 @@ class TaskStore:
         self.counts[state] += 1
         task.state = state
         task.update_ms = self._context.now_ms
+        if state in FINISHED_STATES:
+            self.extras.disarm(task.number)
+            if state == FAILED and self.has_rules:
+                self.totals.dead_letters += 1
         self._changed(task, before)
 
     def _changed(self, task: Task, before: State | None) -> None:
@@ -276,8 +319,8 @@ class TaskStore:
         self._context.touch(topics.TASKS)
 
     def _set_claim_timer(self, task: Task) -> None:
-        """The claim ends task.claim_timeout from now."""
-        timeout_ms = self._context.settings.milliseconds("task.claim_timeout")
+        """The claim ends a claim timeout from now."""
+        timeout_ms = self._policies.claim_timeout_ms(task.task_type)
         self._drop_timer(task)
         task.claim_expire_ms = self._context.now_ms + timeout_ms
         task.timer = self._context.timers.schedule(task.claim_expire_ms, CLAIM_TIMER, task.number)
@@ -287,67 +330,64 @@ class TaskStore:
             self._context.timers.cancel(task.timer)
             task.timer = None
 
-    def _purge(self, item: tuple[int, int]) -> None:
-        number, finish_ms = item
-        task = self._tasks.get(number)
-        # A task that was requeued since is in the queue again, or finished again later.
-        if task is None or task.state not in FINISHED_STATES or task.update_ms != finish_ms:
+    def _is_finish(self, finish: tuple[int, int]) -> bool:
+        """Whether the task is still as it was when it finished then: a task that was requeued since
+        is in the queue again, or finished again later."""
+        task = self._tasks.get(finish[0])
+        return task is not None and task.state in FINISHED_STATES and task.update_ms == finish[1]
+
+    def _purge(self, finish: tuple[int, int]) -> None:
+        if not self._is_finish(finish):
             return
+        number = finish[0]
         self._frozen.changing(number)
+        task = self._tasks.pop(number)
         self.counts[task.state] -= 1
-        del self._tasks[number]
+        if self.has_rules:
+            self.totals.purged += 1
         if task.key is not None:
             del self._by_key[task.key]
-        block = number >> BLOCK_BITS
-        self._block_counts[block] -= 1
-        # The last block may still get tasks; `add` drops it where it stayed empty.
-        if self._block_counts[block] == 0 and block != self._last_number >> BLOCK_BITS:
-            del self._block_counts[block]
-            del self._blocks[bisect_left(self._blocks, block)]
+        self.extras.drop(number)
+        self._runs.remove(number, self._last_number)
         self.changes.note(number, task.state, None, task.stub)
         self._context.touch(topics.TASKS)
 
     def _insert(self, task: Task) -> None:
-        number = task.number
-        self._tasks[number] = task
-        block = number >> BLOCK_BITS
-        if block not in self._block_counts:
-            if self._blocks and self._block_counts[self._blocks[-1]] == 0:
-                del self._block_counts[self._blocks.pop()]
-            self._block_counts[block] = 0
-            self._blocks.append(block)
-        self._block_counts[block] += 1
+        self._tasks[task.number] = task
+        self._runs.add(task.number)
         if task.key is not None:
             self._by_key[task.key] = task
 
     # --- snapshots
 
+    def _encode(self, number: int, task: Task) -> bytes:
+        return encode_task(number, task, self.extras.get(number))
+
     def _encode_counters(self) -> bytes:
         return snapshot_pb2.TaskCounters(
             last_number=self._last_number,
             last_token=self._last_token,
-            enqueued_total=self.enqueued_total,
-            claims_total=self.claims_total,
-            completed_total=self.completed_total,
-            finished_due_ms=self._finished.due_ms,
+            finished_due_ms=self.finished.due_ms,
+            policy_due_ms=self.finished.policy_due_ms,
+            **self.totals.by_field(),
         ).SerializeToString(deterministic=True)
 
     def _load_counters(self, record: bytes) -> None:
         counters = snapshot_pb2.TaskCounters.FromString(record)
         self._last_number = counters.last_number
         self._last_token = counters.last_token
-        self.enqueued_total = counters.enqueued_total
-        self.claims_total = counters.claims_total
-        self.completed_total = counters.completed_total
-        self._finished.set_due(counters.finished_due_ms)
+        self.totals.restore(counters)
+        self.finished.set_due(counters.finished_due_ms, counters.policy_due_ms)
         self.changes.restored()
 
     def _load(self, record: bytes) -> None:
-        task = decode_task(record)
+        task, extra = decode_task(record)
         if task.number in self._tasks or task.number > self._last_number:
             raise ValueError(f"the task {task.task_id} is there twice or was never added")
         self._insert(task)
         self.counts[task.state] += 1
+        if extra is not None:
+            self.extras.restore(task.number, extra, is_open=task.state in OPEN_STATES)
         timers = self._context.timers
         if task.state == PENDING:
             self.index.add(task)
@@ -359,19 +399,3 @@ class TaskStore:
                 raise ValueError(f"the task {task.task_id} is claimed by no session")
             holder.claims.add(task.number)
             task.timer = timers.schedule(task.claim_expire_ms, CLAIM_TIMER, task.number)
-
-    def _load_finished(self, record: bytes) -> None:
-        self._finished.restore(decode_finished(record))
-
-
-CLAIM_EVENTS = frozenset(
-    {
-        task_pb2.TASK_EVENT_KIND_CLAIMED,
-        task_pb2.TASK_EVENT_KIND_EXTENDED,
-        task_pb2.TASK_EVENT_KIND_COMPLETED,
-        task_pb2.TASK_EVENT_KIND_ATTEMPT_FAILED,
-        task_pb2.TASK_EVENT_KIND_CLAIM_EXPIRED,
-        task_pb2.TASK_EVENT_KIND_SESSION_LOST,
-        task_pb2.TASK_EVENT_KIND_RELEASED,
-    }
-)

@@ -96,6 +96,6 @@ class TaskWatch:
     def _shown(self, number: int) -> task_pb2.Task:
         task = self._store.numbered(number)
         if task is not None:
-            return task.message()
+            return self._store.message(task)
         task_type, affinity = self._store.changes.stub_of(number) or ("", "")
         return task_pb2.Task(task_id=task_id_of(number), task_type=task_type, affinity=affinity)

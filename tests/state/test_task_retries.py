@@ -217,14 +217,14 @@ def test_a_timer_of_another_claim_does_nothing(state: str) -> None:
     log = Log()
     session = log.register("worker")
     task_id = log.enqueue()
-    flow = log.tasks()._flow
+    endings, flow = log.tasks()._endings, log.tasks()._flow
     if state != "pending":
         task = log.claim(session)[0]
         log.complete(task) if state == "finished" else None
     before = log.task(task_id)
-    flow._claim_due(1)
-    flow._available_due(1)
-    flow._claim_due(99)
-    flow._available_due(99)
+    for number in (1, 99):
+        endings._claim_due(number)
+        endings._available_due(number)
+    endings._deadline_due(99)
     flow._wait_due(99)
     assert log.task(task_id) == before
