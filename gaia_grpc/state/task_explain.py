@@ -16,7 +16,17 @@ from gaia_grpc.state import page_tokens
 from gaia_grpc.state.affinity import NONE, affinity_score
 from gaia_grpc.state.session_record import HEALTHY, Session
 from gaia_grpc.state.sessions import SessionTable, explain
-from gaia_grpc.state.task_record import CLAIMED, COMPLETED, PENDING, SCHEDULED, Task, state_name
+from gaia_grpc.state.task_record import (
+    BLOCKED,
+    CLAIMED,
+    COMPLETED,
+    OPEN_STATES,
+    PENDING,
+    SCHEDULED,
+    Task,
+    state_name,
+    task_id_of,
+)
 from gaia_grpc.state.task_store import TaskStore
 
 NOT_PENDING = task_pb2.ASSIGNMENT_OBSTACLE_TASK_NOT_PENDING
@@ -30,6 +40,9 @@ NEEDS: Mapping[int, str] = {
     NO_CAPACITY: "to end one of its tasks",
     NO_AFFINITY: "include_unmatched in its claim",
 }
+
+MOST_NAMED = 8
+"""Dependencies that an explanation names."""
 
 
 class TaskExplainer:
@@ -45,6 +58,7 @@ class TaskExplainer:
         """The sessions that are nearest to the task, each with its reasons."""
         task = self._store.existing(body.task_id)
         size = page_tokens.page_size(body.page_size)
+        epoch = self._store.age.epoch_at(now_ms)
         ranked = []
         total = would = 0
         ahead: dict[str, Task | None] = {}
@@ -59,9 +73,10 @@ class TaskExplainer:
         answer = task_pb2.ExplainAssignmentResponse(
             task=self._store.message(task),
             explanations=[
-                self._explained(session, task, obstacles, ahead) for _, session, obstacles in best
+                self._explained(session, task, obstacles, ahead, epoch)
+                for _, session, obstacles in best
             ],
-            explanation=_standing(task, now_ms, total, would),
+            explanation=self._standing(task, now_ms, (would, total), epoch),
             total_sessions=total,
             eligible_sessions=would,
         )
@@ -95,6 +110,7 @@ class TaskExplainer:
         task: Task,
         obstacles: tuple[task_pb2.AssignmentObstacle.ValueType, ...],
         ahead: Mapping[str, Task | None],
+        epoch: int,
     ) -> task_pb2.AssignmentExplanation:
         score = affinity_score(session.specialty, task.affinity)
         first = ahead.get(session.specialty) if BEHIND in obstacles else None
@@ -104,7 +120,8 @@ class TaskExplainer:
         elif NOT_PENDING in obstacles:
             parts.append(f"the task is {state_name(task.state).lower()}")
         elif first is not None:
-            parts.append(f"{first.task_id} goes first: {_why_first(session, first, task)}")
+            why = _why_first(session, first, task, epoch)
+            parts.append(f"{first.task_id} goes first: {why}")
         needs = [NEEDS[obstacle] for obstacle in obstacles if obstacle in NEEDS]
         if not obstacles:
             parts.append("would get it now")
@@ -121,34 +138,71 @@ class TaskExplainer:
             free_capacity=session.free_capacity,
         )
 
+    def _standing(self, task: Task, now_ms: int, sessions: tuple[int, int], epoch: int) -> str:
+        """Where the task stands and what it needs; `sessions` that would get it, of all."""
+        text = self._standing_in_state(task, now_ms, sessions, epoch)
+        deadline_ms = self._store.extras.deadline_of(task.number)
+        if deadline_ms is not None and task.state in OPEN_STATES:
+            left_s = max(deadline_ms - now_ms, 0) / 1000
+            text = f"{text}; its deadline passes in {left_s:.1f} s"
+        return text
 
-def _why_first(session: Session, first: Task, task: Task) -> str:
+    def _standing_in_state(
+        self, task: Task, now_ms: int, sessions: tuple[int, int], epoch: int
+    ) -> str:
+        if task.state == PENDING:
+            would, total = sessions
+            aged = f", priority {_aged(task, epoch)}" if epoch > task.epoch else ""
+            return f"pending{aged}; {would or 'none'} of {total} sessions would get it now"
+        if task.state == SCHEDULED:
+            return _scheduled(task, now_ms)
+        if task.state == BLOCKED:
+            return self._blocked(task)
+        if task.state == CLAIMED:
+            left_s = max(task.claim_expire_ms - now_ms, 0) / 1000
+            return (
+                f"claimed by {task.session_id} under the claim {task.claim_token}; "
+                f"the claim ends in {left_s:.1f} s unless it is extended"
+            )
+        if task.state == COMPLETED:
+            return "completed; nobody will get it"
+        reason = f" ({task.last_error})" if task.last_error else ""
+        return f"{state_name(task.state).lower()}{reason}; needs RequeueTask"
+
+    def _blocked(self, task: Task) -> str:
+        """Which tasks it waits for, and where they stand."""
+        extra = self._store.extras.get(task.number)
+        waiting_for = extra.waiting_for if extra is not None else ()
+        named = []
+        for number in waiting_for[:MOST_NAMED]:
+            other = self._store.numbered(number)
+            standing = state_name(other.state).lower() if other is not None else "not retained"
+            named.append(f"{task_id_of(number)} ({standing})")
+        more = len(waiting_for) - len(named)
+        if more:
+            named.append(f"{more} more")
+        return f"blocked; waits for {', '.join(named)} to be completed"
+
+
+def _why_first(session: Session, first: Task, task: Task, epoch: int) -> str:
     """Priority, then affinity, then age: the first that tells the two apart."""
-    if first.priority != task.priority:
-        return f"priority {first.priority} over {task.priority}"
+    if first.priority - first.epoch != task.priority - task.epoch:
+        return f"priority {_aged(first, epoch)} over {_aged(task, epoch)}"
     scores = [affinity_score(session.specialty, each.affinity) for each in (first, task)]
     if scores[0] != scores[1]:
         return f"affinity score {scores[0]} over {scores[1]}"
     return "older"
 
 
-def _standing(task: Task, now_ms: int, total: int, would: int) -> str:
-    """Where the task stands and what it needs."""
-    if task.state == PENDING:
-        if would:
-            return f"pending; {would} of {total} sessions would get it now"
-        return f"pending; none of {total} sessions would get it now"
-    if task.state == SCHEDULED:
-        left_s = max(task.available_ms - now_ms, 0) / 1000
-        why = f"retry {task.retry_count} of {task.max_retries}" if task.retry_count else "delayed"
-        return f"scheduled; {why}; may be claimed in {left_s:.1f} s"
-    if task.state == CLAIMED:
-        left_s = max(task.claim_expire_ms - now_ms, 0) / 1000
-        return (
-            f"claimed by {task.session_id} under the claim {task.claim_token}; "
-            f"the claim ends in {left_s:.1f} s unless it is extended"
-        )
-    if task.state == COMPLETED:
-        return "completed; nobody will get it"
-    reason = f" ({task.last_error})" if task.last_error else ""
-    return f"{state_name(task.state).lower()}{reason}; needs RequeueTask"
+def _aged(task: Task, epoch: int) -> str:
+    """The priority with what its age adds."""
+    levels = epoch - task.epoch
+    if levels <= 0:
+        return str(task.priority)
+    return f"{task.priority + levels} ({task.priority} and {levels} for its age)"
+
+
+def _scheduled(task: Task, now_ms: int) -> str:
+    left_s = max(task.available_ms - now_ms, 0) / 1000
+    why = f"retry {task.retry_count} of {task.max_retries}" if task.retry_count else "delayed"
+    return f"scheduled; {why}; may be claimed in {left_s:.1f} s"

@@ -15,8 +15,8 @@ from gaia_grpc.state.task_record import PENDING, Task
 
 MAX_PRIORITY = 1_000
 NUMBER_BITS = 42
-"""Enough for 100 years at 1,000 tasks a second; and a key is a small integer (60 bits) for the first
-200,000 intervals of ageing, 16 bytes a task less than after that."""
+"""100 years at 1,000 tasks a second. For the first 200,000 intervals of ageing a key has at most
+60 bits and so takes 16 bytes a task less than after that."""
 NUMBER_MASK = (1 << NUMBER_BITS) - 1
 
 

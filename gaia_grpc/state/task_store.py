@@ -2,9 +2,8 @@
 
 PENDING <-> SCHEDULED      PENDING -> CLAIMED -> COMPLETED
 CLAIMED -> PENDING (released) | SCHEDULED (counted attempt) | FAILED (no retry left)
-BLOCKED -> PENDING | SCHEDULED (all dependencies COMPLETED) | FAILED (one is not)
-PENDING | SCHEDULED | CLAIMED | BLOCKED -> CANCELLED | FAILED (deadline)
-FAILED | CANCELLED -> PENDING | BLOCKED (requeued)
+BLOCKED -> PENDING | SCHEDULED (all dependencies COMPLETED) | FAILED (one can't be)
+each of these -> CANCELLED | FAILED (deadline)      FAILED | CANCELLED -> PENDING | BLOCKED
 
 No other module sets a field of a task: a snapshot under way must hear of each change first.
 """
@@ -264,8 +263,7 @@ class TaskStore:
         task.last_error = error
 
     def retain(self, task: Task) -> None:
-        """The task is finished: kept for as long as its type is; the first to go go over
-        task.max_finished."""
+        """The task is finished: kept for its type's time, while task.max_finished allows."""
         retention_ms = self._policies.of(task.task_type).retention_ms
         self.finished.add((task.number, task.update_ms), retention_ms)
         most = self._context.settings.integer("task.max_finished")
