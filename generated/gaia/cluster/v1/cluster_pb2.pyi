@@ -185,6 +185,7 @@ class GetStatusResponse(_message.Message):
     FIRST_LOG_INDEX_FIELD_NUMBER: _builtins.int
     SNAPSHOT_INDEX_FIELD_NUMBER: _builtins.int
     FEATURE_LEVEL_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Name of the answering peer."""
     role: Global___PeerRole.ValueType
@@ -225,6 +226,10 @@ class GetStatusResponse(_message.Message):
     def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerStatus]:
         """All members."""
 
+    @_builtins.property
+    def metrics(self) -> Global___MetricIngest:
+        """Metrics at the answering peer."""
+
     def __init__(
         self,
         *,
@@ -247,14 +252,75 @@ class GetStatusResponse(_message.Message):
         first_log_index: _builtins.int = ...,
         snapshot_index: _builtins.int = ...,
         feature_level: _builtins.int = ...,
+        metrics: Global___MetricIngest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "cluster_id", b"cluster_id", "commit_index", b"commit_index", "elapsed_ms", b"elapsed_ms", "feature_level", b"feature_level", "first_log_index", b"first_log_index", "hash_index", b"hash_index", "last_log_index", b"last_log_index", "leader_address", b"leader_address", "leader_id", b"leader_id", "node_id", b"node_id", "peer_uuid", b"peer_uuid", "peers", b"peers", "role", b"role", "snapshot_index", b"snapshot_index", "software_version", b"software_version", "state_hash", b"state_hash", "term", b"term", "writable", b"writable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "cluster_id", b"cluster_id", "commit_index", b"commit_index", "elapsed_ms", b"elapsed_ms", "feature_level", b"feature_level", "first_log_index", b"first_log_index", "hash_index", b"hash_index", "last_log_index", b"last_log_index", "leader_address", b"leader_address", "leader_id", b"leader_id", "metrics", b"metrics", "node_id", b"node_id", "peer_uuid", b"peer_uuid", "peers", b"peers", "role", b"role", "snapshot_index", b"snapshot_index", "software_version", b"software_version", "state_hash", b"state_hash", "term", b"term", "writable", b"writable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class MetricIngest(_message.Message):
+    """MetricIngest says what became of the metrics that clients sent to the answering peer since it
+    started. What it forwarded for others is not in it, so the peers' numbers can be added up.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IN_FLIGHT_COUNT_FIELD_NUMBER: _builtins.int
+    MAX_IN_FLIGHT_COUNT_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGED_PER_SECOND_FIELD_NUMBER: _builtins.int
+    ACCEPTED_TOTAL_FIELD_NUMBER: _builtins.int
+    LATE_TOTAL_FIELD_NUMBER: _builtins.int
+    DUPLICATE_TOTAL_FIELD_NUMBER: _builtins.int
+    REJECTED_TOTAL_FIELD_NUMBER: _builtins.int
+    SAMPLED_TOTAL_FIELD_NUMBER: _builtins.int
+    REFUSED_TOTAL_FIELD_NUMBER: _builtins.int
+    REFUSED_CALL_TOTAL_FIELD_NUMBER: _builtins.int
+    in_flight_count: _builtins.int
+    """Taken and not acknowledged yet."""
+    max_in_flight_count: _builtins.int
+    """Most that it takes; beyond it calls are refused and streams are not read."""
+    acknowledged_per_second: _builtins.float
+    """Acknowledged a second lately, while there were any; 0 where it is not known."""
+    accepted_total: _builtins.int
+    """Stored in a window."""
+    late_total: _builtins.int
+    """Stored as late."""
+    duplicate_total: _builtins.int
+    """Of batches that were stored before."""
+    rejected_total: _builtins.int
+    """Not valid."""
+    sampled_total: _builtins.int
+    """Left out under pressure (metrics.sampling); gap marks say so in their windows."""
+    refused_total: _builtins.int
+    """Of calls that were refused with RESOURCE_EXHAUSTED; their senders still have them."""
+    refused_call_total: _builtins.int
+    """Those calls."""
+    def __init__(
+        self,
+        *,
+        in_flight_count: _builtins.int = ...,
+        max_in_flight_count: _builtins.int = ...,
+        acknowledged_per_second: _builtins.float = ...,
+        accepted_total: _builtins.int = ...,
+        late_total: _builtins.int = ...,
+        duplicate_total: _builtins.int = ...,
+        rejected_total: _builtins.int = ...,
+        sampled_total: _builtins.int = ...,
+        refused_total: _builtins.int = ...,
+        refused_call_total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_total", b"accepted_total", "acknowledged_per_second", b"acknowledged_per_second", "duplicate_total", b"duplicate_total", "in_flight_count", b"in_flight_count", "late_total", b"late_total", "max_in_flight_count", b"max_in_flight_count", "refused_call_total", b"refused_call_total", "refused_total", b"refused_total", "rejected_total", b"rejected_total", "sampled_total", b"sampled_total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MetricIngest: _TypeAlias = MetricIngest  # noqa: Y015
 
 @_typing.final
 class WatchStatusRequest(_message.Message):
