@@ -15,7 +15,13 @@ from gaia_grpc.cli.options import (
     parse_cluster,
     run_async,
 )
-from gaia_grpc.cli.output import ListByDefault, print_cut_off, print_json, print_table
+from gaia_grpc.cli.output import (
+    ListByDefault,
+    moment_text,
+    print_cut_off,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from gaia.metrics.v1 import metrics_pb2 as metric_messages
@@ -27,6 +33,7 @@ TimelineOption = Annotated[
     str, typer.Option("--timeline", help="Timeline of a demo or replay; empty is live.")
 ]
 ClassroomArgument = Annotated[str, typer.Argument(metavar="CLASSROOM_ID")]
+FIGURES = ("METRIC", "COUNT", "SUM", "MEAN", "MIN", "MAX", "P50", "P95")
 StudentArgument = Annotated[str, typer.Argument(metavar="STUDENT_ID")]
 AppArgument = Annotated[str, typer.Argument(metavar="APP_NAME")]
 
@@ -76,6 +83,42 @@ def get_aggregate(
         _show([found.aggregate], "no metrics in the last 5 minutes")
 
 
+@app.command("history")
+def get_history(
+    student_id: StudentArgument,
+    app_name: AppArgument,
+    timeline: TimelineOption = "",
+    limit: LimitOption = 1_000,
+    cluster: ClusterOption = DEFAULT_CLUSTER,
+    json_output: JsonOption = False,
+) -> None:
+    """Show the past 5-minute windows of one student in one app, oldest first.
+
+    A window stands here from its end on. Its revision counts the batches with late data.
+    """
+    from gaia.metrics.v1 import metrics_pb2
+
+    from gaia_grpc.cli.ask import ask_all
+
+    request = metrics_pb2.GetHistoryRequest(
+        student_id=student_id, app_name=app_name, timeline_id=timeline
+    )
+    found = ask_all(cluster, lambda peer: peer.metrics.GetHistory, request, "windows", limit)
+    if json_output:
+        print_json(found)
+        return
+    print_table(
+        ("END", "REVISION", *FIGURES),
+        (
+            (moment_text(window.aggregate.window_end_ms), window.revision, *_figures(metric))
+            for window in found.windows
+            for metric in window.aggregate.metrics
+        ),
+        f"no past windows of {student_id} in {app_name}",
+    )
+    print_cut_off(found, len(found.windows), "")
+
+
 @app.command("watch")
 def watch_classroom(
     classroom_id: ClassroomArgument,
@@ -109,22 +152,17 @@ def watch_classroom(
 
 def _show(aggregates: Iterable[metric_messages.Aggregate], empty: str) -> None:
     print_table(
-        ("STUDENT", "APP", "METRIC", "COUNT", "SUM", "MEAN", "MIN", "MAX", "P50", "P95"),
+        ("STUDENT", "APP", *FIGURES),
         (
-            (
-                aggregate.student_id,
-                aggregate.app_name,
-                metric.metric_type,
-                metric.count,
-                f"{metric.sum:.6g}",
-                f"{metric.mean:.6g}",
-                f"{metric.min:.6g}",
-                f"{metric.max:.6g}",
-                f"{metric.p50:.6g}",
-                f"{metric.p95:.6g}",
-            )
+            (aggregate.student_id, aggregate.app_name, *_figures(metric))
             for aggregate in aggregates
             for metric in aggregate.metrics
         ),
         empty,
     )
+
+
+def _figures(metric: metric_messages.MetricAggregate) -> tuple[object, ...]:
+    """The columns of `FIGURES`."""
+    values = (metric.sum, metric.mean, metric.min, metric.max, metric.p50, metric.p95)
+    return (metric.metric_type, metric.count, *(f"{value:.6g}" for value in values))

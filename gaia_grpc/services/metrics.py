@@ -83,6 +83,15 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
         page: metrics_pb2.ListAggregatesResponse = await read_page(self._ingress, context, query)
         return page
 
+    async def GetHistory(
+        self, request: metrics_pb2.GetHistoryRequest, context: Context
+    ) -> metrics_pb2.GetHistoryResponse:
+        """Reads a page of past windows."""
+        self._ingress.check(request)
+        query = query_pb2.Query(get_history=request)
+        page: metrics_pb2.GetHistoryResponse = await read_page(self._ingress, context, query)
+        return page
+
     async def WatchClassroom(
         self, request: metrics_pb2.WatchClassroomRequest, context: Context
     ) -> AsyncIterator[metrics_pb2.WatchClassroomResponse]:

@@ -138,6 +138,16 @@ def _metric_rules(limits: LimitsConfig, page: Rule) -> Mapping[type[Message], Ru
             "at_ms": whole(0, MAX_TIME_MS),
             "consistency": CONSISTENCY,
         },
+        metrics_pb2.GetHistoryRequest: {
+            "student_id": required_id,
+            "app_name": required_id,
+            "timeline_id": optional_id,
+            "start_ms": whole(0, MAX_TIME_MS),
+            "end_ms": whole(0, MAX_TIME_MS),
+            "page_size": page,
+            "page_token": TOKEN,
+            "consistency": CONSISTENCY,
+        },
         metrics_pb2.ListAggregatesRequest: {
             "classroom_id": required_id,
             "timeline_id": optional_id,

@@ -21,8 +21,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from gaia_grpc.state.channels import ACCURACY_TYPE, ERROR_TYPES, SUCCESS_TYPES, accuracy_micro
 from gaia_grpc.state.packing import MICRO
-from gaia_grpc.state.patterns import ACCURACY_TYPE, ERROR_TYPES, SUCCESS_TYPES, streak_micro
+from gaia_grpc.state.patterns import streak_micro
 from gaia_grpc.state.windows import Series, StudentWindow
 
 MODEL_VERSION: Final = "prior-1"
@@ -121,8 +122,7 @@ def _attempt(metric_type: str, value: int) -> tuple[int, int, int] | None:
     An accuracy, written as 0..1 or as 0..100, is one attempt that went wrong in part.
     """
     if metric_type == ACCURACY_TYPE:
-        right = value if value <= MICRO else value // 100
-        return GRADED, MICRO - min(max(right, 0), MICRO), MICRO
+        return GRADED, MICRO - accuracy_micro(value), MICRO
     if value <= 0:
         return None
     if metric_type in ERROR_TYPES:

@@ -5,8 +5,8 @@ device's clock does not matter. On a timeline it is placed where it says, and th
 is the highest `sent_at_ms` accepted; what falls due up to there happens before the batch.
 
 What came too late for its window (t <= window_end - window) is counted, and reported in the result;
-it is in no window. Cost of a batch: a constant for each type of metric, and a few list operations a
-metric, however many students there are.
+it goes into its past window (history.py) where that is kept. Cost of a batch: a constant for each
+type of metric, and a few list operations a metric, however many students there are.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from gaia.metrics.v1 import metrics_pb2
 
 from gaia_grpc.state import page_tokens, topics
 from gaia_grpc.state.alerts import AlertsTable
+from gaia_grpc.state.channels import ERROR_TYPES
 from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
+from gaia_grpc.state.history import HISTORY_LEVEL, Histories
 from gaia_grpc.state.packing import MAX_TIME_MS, decode_column
-from gaia_grpc.state.patterns import ERROR_TYPES
 from gaia_grpc.state.refusal import OUT_OF_RANGE, invalid, not_found, refused
 from gaia_grpc.state.snapshot import Part
 from gaia_grpc.state.sources import Admission, Sources
@@ -56,10 +57,13 @@ class Column:
 class MetricsTable:
     """Handles PublishMetrics, GetAggregate and ListAggregates."""
 
-    def __init__(self, context: Context, timelines: Timelines, alerts: AlertsTable) -> None:
+    def __init__(
+        self, context: Context, timelines: Timelines, alerts: AlertsTable, history: Histories
+    ) -> None:
         self._context = context
         self._timelines = timelines
         self._alerts = alerts
+        self._history = history
         self._sources = Sources()
         self._read_settings()
         self.commands: Mapping[str, CommandHandler] = {"publish_metrics": self.publish}
@@ -90,13 +94,15 @@ class MetricsTable:
     def publish(self, body: command_pb2.PublishMetrics) -> command_pb2.CommandResult:
         """Each batch has a result of its own; a refused one changes nothing."""
         answer = command_pb2.PublishResult()
+        self._history.begin_command()
         for batch in body.batches:
             answer.results.append(self._publish_batch(batch))
         now_ms = self._context.now_ms
         self._sources.evict_idle(now_ms)
-        self._timelines.evict_idle_windows(now_ms)
+        self._timelines.evict_idle_windows(now_ms, self._history.evicting)
         for timeline in self._timelines.evict_idle_timelines(now_ms):
             self._alerts.end_timeline(timeline)
+            self._history.drop_timeline(timeline.timeline_id)
         return command_pb2.CommandResult(publish=answer)
 
     def _publish_batch(self, batch: command_pb2.PackedBatch) -> metrics_pb2.BatchResult:
@@ -130,9 +136,10 @@ class MetricsTable:
             return _refuse(result, "RESOURCE_EXHAUSTED", "too many metric types in one window")
         result.status = metrics_pb2.BATCH_STATUS_ACCEPTED
         if columns:
-            accepted, late = self._store(batch, key, columns)
+            accepted, late, expired = self._store(batch, key, columns)
             result.accepted_count = accepted
             result.late_count = late
+            result.expired_count = expired
         self._sources.record(
             batch.source_id,
             batch.source_epoch,
@@ -155,8 +162,9 @@ class MetricsTable:
 
     def _store(
         self, batch: command_pb2.PackedBatch, key: Key, columns: list[Column]
-    ) -> tuple[int, int]:
-        """Puts the metrics into the window; returns how many are in it and how many were late."""
+    ) -> tuple[int, int, int]:
+        """Puts the metrics into the window; returns how many are in it, how many were late, and of
+        those how many are in no past window either."""
         context = self._context
         timeline = self._timelines.open(batch.timeline_id, context.now_ms)
         base_ms = self._advance(timeline, batch.sent_at_ms)
@@ -165,23 +173,39 @@ class MetricsTable:
         window = self._timelines.place(timeline, key, batch.classroom_id, context.now_ms)
         late_ms = timeline.clock_ms - self._window_ms
         cut_ms = timeline.clock_ms - self._retained_ms
+        past = None
+        packed_ms = late_ms
+        if context.feature_level >= HISTORY_LEVEL:
+            count = sum([len(column.values) for column in columns])
+            past = self._history.begin_batch(timeline, window, count)
+            if window.packed_through_ms is not None:
+                packed_ms = window.packed_through_ms
+            cut_ms = min(cut_ms, packed_ms)
+        past_ms = max(late_ms, packed_ms)
         window.sweep(cut_ms, self._window_ms)
-        accepted = late = 0
+        accepted = late = expired = 0
         error_times: list[int] = []
         for column in columns:
             times = [base_ms + offset_ms for offset_ms in column.offsets_ms]
             values = column.values
-            if min(times) <= late_ms:
+            oldest_ms = min(times)
+            if past is not None and oldest_ms <= past_ms:
+                old = [pair for pair in zip(times, values, strict=True) if pair[0] <= past_ms]
+                expired += self._history.note(past, column.metric_type, old, late_ms)
+            if oldest_ms <= late_ms:
                 kept = [at for at, time_ms in enumerate(times) if time_ms > late_ms]
                 late += len(times) - len(kept)
                 times = [times[at] for at in kept]
                 values = array("q", [values[at] for at in kept])
                 if not times:
                     continue
+                oldest_ms = min(times)
             accepted += len(times)
             window.add(column.metric_type, times, values, cut_ms)
             if column.metric_type in ERROR_TYPES:
-                error_times += (min(times), max(times))
+                error_times += (oldest_ms, max(times))
+        if past is not None:
+            self._history.end_batch(past, window)
         window.late_total += late
         window.version = context.index
         context.touch(topics.classroom_metrics(timeline.timeline_id, window.classroom_id))
@@ -189,7 +213,7 @@ class MetricsTable:
             context.touch(topics.classroom_metrics(timeline.timeline_id, moved_from))
         if error_times:
             self._alerts.observe(timeline, key, window, min(error_times), max(error_times))
-        return accepted, late
+        return accepted, late, expired
 
     def _advance(self, timeline: Timeline, sent_at_ms: int) -> int:
         """Moves the timeline's clock on; returns what the batch's offsets are relative to."""

@@ -18,12 +18,9 @@ from typing import Final
 
 from gaia.alert.v1 import alert_pb2
 
+from gaia_grpc.state.channels import ERROR_TYPES, SUCCESS_TYPES
 from gaia_grpc.state.packing import MICRO
 from gaia_grpc.state.windows import Series, StudentWindow
-
-ERROR_TYPES: Final = ("error", "errors", "mistake")
-SUCCESS_TYPES: Final = ("completion", "correct")
-ACCURACY_TYPE: Final = "accuracy"
 
 REPEATED_ERRORS: Final = "repeated_errors"
 EXCESSIVE_ERRORS: Final = "excessive_errors"

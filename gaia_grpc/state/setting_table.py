@@ -55,6 +55,12 @@ ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
      "A metric further ahead of its batch's sent_at_ms is rejected."),
     ("metrics.history_retention", "duration", "8h", "1m", "30d",
      "How long past windows are kept."),
+    ("metrics.type_retention", "retentions", "none", "0ms", "365d",
+     "How long past windows keep single metric types, like keypress=1h error=30d; 0ms keeps none."
+     " All others: metrics.history_retention."),
+    ("metrics.max_history_mib", "int", "512", "1", "1000000",
+     "Most memory of past windows in MiB: of live metrics, and as much of all other timelines;"
+     " the oldest windows go first."),
     ("metrics.dedup_sequences", "int", "1024", "1", "65536",
      "Sequences of a source's epoch that are remembered one by one."),
     # --- alerts
@@ -99,6 +105,8 @@ ORDERED_PAIRS: tuple[tuple[str, str], ...] = (
 """The first must be less than the second."""
 
 SINCE_LEVELS: dict[str, int] = {
+    "metrics.max_history_mib": 3,
+    "metrics.type_retention": 3,
     "lock.max_lease": 2,
     "lock.max_locks": 2,
     "lock.max_waiters": 2,

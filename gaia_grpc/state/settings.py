@@ -17,8 +17,8 @@ from gaia_grpc.errors import FieldViolation, InvalidArgumentError
 from gaia_grpc.state.feature_levels import FEATURE_LEVEL, FIRST_LEVEL
 from gaia_grpc.state.setting_table import ORDERED_PAIRS, ROWS, SINCE_LEVELS
 
-Value: TypeAlias = int | float
-"""Durations are whole milliseconds."""
+Value: TypeAlias = int | float | str
+"""Durations are whole milliseconds; retentions are the text in its one form."""
 
 
 class SettingKind(StrEnum):
@@ -27,6 +27,7 @@ class SettingKind(StrEnum):
     DURATION = "duration"
     INTEGER = "int"
     FLOAT = "float"
+    RETENTIONS = "retentions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,9 @@ class Definition:
 UNITS_MS: Mapping[str, int] = MappingProxyType(
     {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 )
+METRIC_TYPE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+MAX_RETENTIONS = 100
+NO_RETENTIONS = "none"
 DURATION = re.compile(r"(\d{1,12})(?:\.(\d{1,9}))?(ms|s|m|h|d)", re.ASCII)
 INTEGER = re.compile(r"-?\d{1,15}", re.ASCII)
 FLOAT = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?(?:e-?\d{1,2})?", re.ASCII)
@@ -84,8 +88,28 @@ def format_duration(milliseconds: int) -> str:
     return f"{whole}.{rest:03d}".rstrip("0").rstrip(".") + "s"
 
 
+def parse_retentions(text: str) -> Mapping[str, int]:
+    """`keypress=1h error=30d` in milliseconds by name, `none` is none; commas will do too.
+
+    Raises ValueError.
+    """
+    found: dict[str, int] = {}
+    for part in text.replace(",", " ").split() if text != NO_RETENTIONS else ():
+        name, _, duration = part.partition("=")
+        if METRIC_TYPE.fullmatch(name) is None or name in found:
+            raise ValueError(f"{part!r} is not one metric type and how long it is kept")
+        found[name] = parse_duration_ms(duration)
+    if len(found) > MAX_RETENTIONS:
+        raise ValueError(f"at most {MAX_RETENTIONS} metric types")
+    return found
+
+
 def parse_value(kind: SettingKind, text: str) -> Value:
     """A value without its bounds. Raises ValueError."""
+    if kind is SettingKind.RETENTIONS:
+        found = parse_retentions(text)
+        texts = [f"{name}={format_duration(found[name])}" for name in sorted(found)]
+        return " ".join(texts) or NO_RETENTIONS
     if kind is SettingKind.DURATION:
         return parse_duration_ms(text)
     if kind is SettingKind.INTEGER:
@@ -114,19 +138,27 @@ def parse_setting(name: str, text: str, *, level: int = FEATURE_LEVEL) -> Value:
         value = parse_value(definition.kind, text)
     except ValueError as error:
         raise _violation("value", f"{name}: {error}") from error
-    low = parse_value(definition.kind, definition.minimum)
-    high = parse_value(definition.kind, definition.maximum)
-    if not low <= value <= high:
+    if not _within(definition, value):
         bounds = f"{definition.minimum} to {definition.maximum}"
         raise _violation("value", f"{name}: {text} is not within {bounds}")
     return value
+
+
+def _within(definition: Definition, value: Value) -> bool:
+    """Whether the value, or each of its durations, is within the bounds."""
+    if isinstance(value, str):
+        low, high = parse_duration_ms(definition.minimum), parse_duration_ms(definition.maximum)
+        return all(low <= each <= high for each in parse_retentions(value).values())
+    lowest = float(parse_value(definition.kind, definition.minimum))
+    highest = float(parse_value(definition.kind, definition.maximum))
+    return lowest <= value <= highest
 
 
 def format_setting(definition: Definition, value: Value) -> str:
     """The value as text; parses to the same value."""
     if definition.kind is SettingKind.DURATION:
         return format_duration(int(value))
-    return repr(value)
+    return value if isinstance(value, str) else repr(value)
 
 
 class Settings:
@@ -145,6 +177,10 @@ class Settings:
     def milliseconds(self, name: str) -> int:
         """The value of a duration."""
         return int(self._values[name])
+
+    def retentions(self, name: str) -> Mapping[str, int]:
+        """The durations of a value of retentions, by metric type."""
+        return parse_retentions(str(self._values[name]))
 
     def integer(self, name: str) -> int:
         """The value of a whole number."""
@@ -187,7 +223,7 @@ class Settings:
                 raise _violation(f"{where}.name", f"{name} is named twice")
             seen.add(name)
         for low, high in ORDERED_PAIRS:
-            if values[low] >= values[high]:
+            if float(values[low]) >= float(values[high]):
                 position = max(
                     (place for place, change in enumerate(changes) if change[0] in (low, high)),
                 )

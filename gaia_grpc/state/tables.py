@@ -9,6 +9,8 @@ from gaia_grpc.state.alerts import AlertsTable
 from gaia_grpc.state.classrooms import ClassroomTable
 from gaia_grpc.state.cluster import ClusterTable
 from gaia_grpc.state.context import Context, Table
+from gaia_grpc.state.history import Histories
+from gaia_grpc.state.history_table import HistoryTable
 from gaia_grpc.state.locks import LockTable
 from gaia_grpc.state.metrics import MetricsTable
 from gaia_grpc.state.requests import Replay, RequestTable
@@ -35,12 +37,14 @@ def build_tables(context: Context, requests: RequestTable) -> Tables:
     tasks = TaskTable(context, sessions)
     timelines = Timelines()
     alerts = AlertsTable(context, timelines)
-    metrics = MetricsTable(context, timelines, alerts)
+    histories = Histories(context, timelines)
+    metrics = MetricsTable(context, timelines, alerts, histories)
+    history = HistoryTable(context, timelines, histories)
     locks = LockTable(context)
     classrooms = ClassroomTable(context)
     student_data = StudentDataTable(context, requests, metrics, alerts, classrooms)
     return Tables(
-        (cluster, sessions, tasks, metrics, alerts, locks, classrooms, student_data),
+        (cluster, sessions, tasks, metrics, history, alerts, locks, classrooms, student_data),
         {"claim_tasks": tasks.claims, "acquire_lock": locks, "put_classroom": classrooms},
         student_data,
     )

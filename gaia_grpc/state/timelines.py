@@ -33,9 +33,13 @@ WINDOW_IDLE_MS: Final = 900_000
 TIMELINE_IDLE_MS: Final = 3_600_000
 EVICTED_AT_ONCE: Final = 64
 TIMELINES_EVICTED_AT_ONCE: Final = 4
+METRICS_EVICTED_AT_ONCE: Final = 8_192
+"""Metrics that are packed before their windows go; the window that reaches it is the last one."""
 
 Key: TypeAlias = tuple[str, str]
 """(student_id, app_name)."""
+Evicting: TypeAlias = Callable[[StudentWindow], int]
+"""Called before a window is forgotten; returns how many metrics were packed for it."""
 
 
 class Timeline:
@@ -112,10 +116,16 @@ class Timeline:
         start = bisect_right(keys, after) if after is not None else 0
         return keys[start : start + size], start + size < len(keys)
 
-    def evict_idle(self, now_ms: int) -> list[Key]:
+    def evict_idle(self, now_ms: int, evicting: Evicting) -> list[Key]:
         """Forgets up to 64 live windows that had no batch for long, the longest idle first."""
         evicted: list[Key] = []
-        while len(evicted) < EVICTED_AT_ONCE and self._due and self._due[0][0] <= now_ms:
+        left = METRICS_EVICTED_AT_ONCE
+        while (
+            left > 0
+            and len(evicted) < EVICTED_AT_ONCE
+            and self._due
+            and self._due[0][0] <= now_ms
+        ):
             bound_ms, key = self._due[0]
             window = self.windows.get(key)
             if window is None:
@@ -126,6 +136,7 @@ class Timeline:
                 heapq.heapreplace(self._due, (due_ms, key))
                 continue
             heapq.heappop(self._due)
+            left -= evicting(window)
             self._leave_classroom(key, window)
             del self.windows[key]
             evicted.append(key)
@@ -192,9 +203,9 @@ class Timelines:
         self.window_count += len(timeline.windows) - before
         return window
 
-    def evict_idle_windows(self, now_ms: int) -> list[Key]:
+    def evict_idle_windows(self, now_ms: int, evicting: Evicting) -> list[Key]:
         """Forgets live windows that are idle; returns their keys."""
-        evicted = self.live.evict_idle(now_ms)
+        evicted = self.live.evict_idle(now_ms, evicting)
         self.window_count -= len(evicted)
         return evicted
 

@@ -28,6 +28,7 @@ def encode_window(window: StudentWindow) -> Iterator[bytes]:
         version=window.version,
         touched_ms=window.touched_ms,
         swept_ms=window.swept_ms,
+        packed_through_ms=window.packed_through_ms,
     )
     room = PIECE_METRICS
     for metric_type in sorted(window.series):
@@ -59,6 +60,8 @@ def decode_window(stored: metrics_record_pb2.WindowRecord) -> StudentWindow:
     window.version = stored.version
     window.touched_ms = stored.touched_ms
     window.swept_ms = stored.swept_ms
+    if stored.HasField("packed_through_ms"):
+        window.packed_through_ms = stored.packed_through_ms
     take_in(window, stored)
     return window
 

@@ -174,6 +174,7 @@ class StudentWindow:
         "encoded",
         "key",
         "late_total",
+        "packed_through_ms",
         "series",
         "snapshot",
         "swept_ms",
@@ -196,6 +197,8 @@ class StudentWindow:
         self.touched_ms = 0
         """Log time of the last batch."""
         self.swept_ms = 0
+        self.packed_through_ms: int | None = None
+        """Metrics up to here are in the packed history; None where that has not begun."""
         self.encoded: tuple[tuple[Summary, ...], bytes] | None = None
         """The last summaries that were asked for, and how their asker encoded them."""
         self._cached: tuple[Summary, ...] | None = None
@@ -213,6 +216,7 @@ class StudentWindow:
         copied.version = self.version
         copied.touched_ms = self.touched_ms
         copied.swept_ms = self.swept_ms
+        copied.packed_through_ms = self.packed_through_ms
         return copied
 
     def add(self, metric_type: str, times: list[int], values: array[int], cut_ms: int) -> None:
