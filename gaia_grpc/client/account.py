@@ -29,6 +29,8 @@ class Account:
         self._spooled = spooled
         self._gap_noted = gap_noted
         self._ended = False
+        self._unsaved = 0
+        """Metrics in memory that the spool has not, because the disk refused them."""
 
     def snapshot(self) -> MetricsCounters:
         """The counts of this moment."""
@@ -39,11 +41,16 @@ class Account:
         """Counts what has no outcome at the close: it stays in the spool, or is given up."""
         with self.lock:
             self._ended = True
-            if self._spooled:
-                self.counters.spooled += self.counters.pending
-            else:
-                self.counters.dropped += self.counters.pending
+            given_up = self._unsaved if self._spooled else self.counters.pending
+            self.counters.dropped += given_up
+            self.counters.spooled += self.counters.pending - given_up
             self.counters.pending = 0
+
+    def recovered(self, metrics: int) -> None:
+        """Batches that an earlier process left on disk."""
+        with self.lock:
+            self.counters.recovered += metrics
+            self.counters.spooled += metrics
 
     def attempted(self, metrics: int) -> None:
         """A batch is sent for the first time."""
@@ -63,6 +70,14 @@ class Account:
             if not self._ended:
                 self.counters.spooled -= metrics
                 self.counters.pending += metrics
+
+    def unsaved(self, metrics: int) -> None:
+        """A batch that is in memory could not be written; less than 0: it has its outcome."""
+        with self.lock:
+            self._unsaved += metrics
+            if self._ended and metrics > 0:
+                self.counters.spooled -= metrics
+                self.counters.dropped += metrics
 
     def lost(self, metrics: int) -> None:
         """A batch that was on disk only is not there any more."""

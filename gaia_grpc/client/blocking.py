@@ -127,6 +127,7 @@ class BlockingMetrics(Facade[MetricsApi]):
         MetricsApi.comprehension,
         lambda portal, app: ComprehensionApp(BlockingBuffer(portal, app.buffer)),
     )
+    open_spool = blocking(MetricsApi.open_spool)
     publish = blocking(MetricsApi.publish)
     aggregate = blocking(MetricsApi.aggregate)
     aggregates = listing(MetricsApi.aggregates)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from pathlib import Path
 from typing import TypedDict, Unpack
 
 from gaia.metrics.v1 import metrics_pb2
@@ -27,6 +28,7 @@ from gaia_grpc.client.presets import (
 )
 from gaia_grpc.client.publisher import MetricsPublisher
 from gaia_grpc.client.resources import LINEARIZABLE, Consistency
+from gaia_grpc.client.spool import SPOOL_BYTES, Spool
 from gaia_grpc.client.streams import watch
 
 
@@ -41,6 +43,7 @@ class BufferOptions(TypedDict, total=False):
     flush_interval: float
     max_pending: int
     urgent_types: frozenset[str]
+    spool: Spool | None
 
 
 class MetricsApi:
@@ -53,6 +56,8 @@ class MetricsApi:
         self._buffers: dict[int, MetricsBuffer] = {}
         self._buffers_made = 0
         self._closed_buffers = MetricsCounters()
+        self._ended: list[MetricsBuffer] = []
+        self._spools: dict[Path, Spool] = {}
 
     @property
     def publisher(self) -> MetricsPublisher:
@@ -75,6 +80,7 @@ class MetricsApi:
         flush_interval: float = FLUSH_INTERVAL_S,
         max_pending: int = MAX_PENDING,
         urgent_types: frozenset[str] = URGENT_TYPES,
+        spool: Spool | None = None,
     ) -> MetricsBuffer:
         """A buffer for one student in one app; closing the client flushes it.
 
@@ -91,14 +97,18 @@ class MetricsApi:
             flush_interval: seconds after which a batch is sealed.
             max_pending: metrics without an outcome beyond which new ones are dropped.
             urgent_types: metric types that seal their batch at once.
+            spool: keeps batches on disk until they have an outcome; it is the source then.
         """
         self._buffers_made += 1
         number = self._buffers_made
-        if source_id is None:
-            source_id = f"{self._connection.client_id}:{number}"
+        if spool is not None:
+            source = spool.source
+        else:
+            own_id = source_id or f"{self._connection.client_id}:{number}"
+            source = self.publisher.source(own_id, source_epoch)
         buffer = MetricsBuffer(
             self.publisher,
-            self.publisher.source(source_id, source_epoch),
+            source,
             student_id=student_id,
             app_name=app_name,
             classroom_id=classroom_id,
@@ -191,13 +201,59 @@ class MetricsApi:
     def _forget(self, number: int) -> None:
         buffer = self._buffers.pop(number, None)
         if buffer is not None:
-            self._closed_buffers.add(buffer.counters)
+            self._ended = [*self._still_spooled(), buffer]
 
     @property
     def counters(self) -> MetricsCounters:
         """The counts of all buffers of this client together, closed ones included."""
-        open_buffers = (buffer.counters for buffer in self._buffers.values())
-        return MetricsCounters.total([self._closed_buffers, *open_buffers])
+        self._ended = self._still_spooled()
+        parts = [buffer.counters for buffer in (*self._ended, *self._buffers.values())]
+        parts += [spool.counters for spool in self._spools.values()]
+        return MetricsCounters.total([self._closed_buffers, *parts])
+
+    def _still_spooled(self) -> list[MetricsBuffer]:
+        """Closed buffers whose counts may change yet; those of the others are added up."""
+        spooled: list[MetricsBuffer] = []
+        for buffer in self._ended:
+            counts = buffer.counters
+            if counts.spooled:
+                spooled.append(buffer)
+            else:
+                self._closed_buffers.add(counts)
+        return spooled
+
+    async def open_spool(
+        self,
+        directory: str | Path,
+        *,
+        source_id: str = "",
+        max_bytes: int = SPOOL_BYTES,
+        sync: bool = False,
+    ) -> Spool:
+        """A directory in which batches are kept until they have an outcome; see `Spool`.
+
+        What an earlier process left there is sent first. Several buffers may use it; a directory
+        that is open already is returned again.
+
+        Args:
+            directory: made where it is missing; for this client alone.
+            source_id: this installation of the app; kept in the directory, random by default.
+            max_bytes: size beyond which `record` drops the newest metrics.
+            sync: each batch is on the disk itself (fdatasync), so that it survives the loss of
+                power too, and not only of the process.
+
+        Raises:
+            StorageError: another process uses the directory, or it has another source_id.
+        """
+        path = _whole(directory)
+        spool = self._spools.get(path)
+        if spool is None:
+            spool = await Spool.open(
+                path, source_id=source_id, max_bytes=max_bytes, sync=sync, clock=self._clock
+            )
+            self._spools[path] = spool
+            self.publisher.adopt(spool.source)
+        return spool
 
     async def publish(
         self, batches: Iterable[metrics_pb2.MetricBatch], *, timeout: float | None = None
@@ -319,3 +375,7 @@ class MetricsApi:
         for end in ends:
             if isinstance(end, BaseException):
                 raise end
+
+
+def _whole(directory: str | Path) -> Path:
+    return Path(directory).expanduser().resolve()

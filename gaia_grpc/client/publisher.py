@@ -36,7 +36,7 @@ class MetricsPublisher:
         self._connection = connection
         self._wall_clock = wall_clock
         self._sources: dict[str, Source] = {}
-        self._ready: dict[str, Source] = {}
+        self._ready: dict[int, Source] = {}
         """Sources that have something to send and nothing in flight, oldest wish first."""
         self._calls: set[asyncio.Task[None]] = set()
         self._loads: set[asyncio.Task[None]] = set()
@@ -86,7 +86,7 @@ class MetricsPublisher:
         self._continue(source)
 
     def _offer(self, source: Source) -> None:
-        if self._closed or not source.queue or source.in_flight or source.source_id in self._ready:
+        if self._closed or not source.queue or source.in_flight or id(source) in self._ready:
             return
         loop = asyncio.get_running_loop()
         if source.not_before > loop.time():
@@ -94,7 +94,7 @@ class MetricsPublisher:
             self._wakeups = {timer for timer in self._wakeups if timer.when() > loop.time()}
             self._wakeups.add(handle)
             return
-        self._ready[source.source_id] = source
+        self._ready[id(source)] = source
 
     def _start_calls(self) -> None:
         while self._ready and len(self._calls) < MAX_CALLS and not self._closed:
@@ -116,8 +116,7 @@ class MetricsPublisher:
         """Batches for one call, in the order in which their sources became ready."""
         taken: Taken = []
         batches = metrics = 0
-        for source_id in list(self._ready):
-            source = self._ready[source_id]
+        for source in list(self._ready.values()):
             mine: list[SealedBatch] = []
             for batch in source.queue:
                 # One epoch a call: the cluster remembers few epochs of a source, and the answer of
@@ -135,9 +134,9 @@ class MetricsPublisher:
             if not mine:
                 if source.queue:
                     break
-                del self._ready[source_id]  # its batches were withdrawn
+                del self._ready[id(source)]  # its batches were withdrawn
                 continue
-            del self._ready[source_id]
+            del self._ready[id(source)]
             source.in_flight = len(mine)
             taken.append((source, mine))
             if mine[-1].alone:

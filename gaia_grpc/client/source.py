@@ -29,6 +29,9 @@ class Owner(Protocol):
     def loaded(self, metrics: int) -> None:
         """The batch is in memory again."""
 
+    def unsaved(self, metrics: int) -> None:
+        """The batch is in memory only; less than 0: it was, and has its outcome."""
+
     def lost(self, metrics: int) -> None:
         """The batch could not be written, or not be read again, and is nowhere."""
 
