@@ -94,6 +94,14 @@ class LimitsConfig:
     max_payload_size_bytes: int = 1 << 20
     max_batch_items: int = 1_000
     max_metrics_per_batch: int = 10_000
+    max_metrics_in_flight: int = 100_000
+    """Metrics that one peer holds from their arrival to their acknowledgement; beyond it calls are
+    refused with a retry time, and streams are not read. A source gets a quarter, streams a half."""
+    max_metric_size_bytes_in_flight: int = 32 << 20
+    """The same in bytes of their requests."""
+    max_metrics_in_log: int = 10_000
+    """Of these, how many one peer has on their way through the log: a task that comes waits behind
+    so many of each peer at most. A larger batch passes alone."""
     max_page_size: int = 1_000
     default_page_size: int = 100
     max_concurrent_streams: int = 5_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from gaia_grpc.cli.options import (
@@ -41,6 +41,7 @@ def status(
         _print_json(answers, leader)
     else:
         _print_table(answers)
+        _print_refused(living)
         led = f"leader {leader}" if leader else "no leader"
         print(f"{len(living)} of {len(addresses)} peers answer; {led}")
     return 0 if leader else 1
@@ -68,6 +69,18 @@ def _print_table(answers: Answers) -> None:
         ),
         "",
     )
+
+
+def _print_refused(living: Sequence[cluster_messages.GetStatusResponse]) -> None:
+    """A line for each peer that had no room for metrics, or left some out."""
+    for answer in living:
+        metrics = answer.metrics
+        if metrics.refused_total or metrics.sampled_total:
+            print(
+                f"{answer.node_id}: of the metrics since its start {metrics.accepted_total:,} were "
+                f"accepted, {metrics.refused_total:,} refused (their senders keep them) and "
+                f"{metrics.sampled_total:,} sampled"
+            )
 
 
 def _print_json(answers: Answers, leader: str) -> None:

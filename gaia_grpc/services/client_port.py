@@ -16,6 +16,7 @@ from gaia_grpc.services.drain import Drain
 from gaia_grpc.services.health import HealthService
 from gaia_grpc.services.interceptor import CallInterceptor
 from gaia_grpc.services.leader_hint import LeaderHint
+from gaia_grpc.services.metric_gate import MetricGate
 from gaia_grpc.services.reflection import add_reflection
 from gaia_grpc.services.registry import NOT_SERVED, SERVICES, PublicServices
 
@@ -96,6 +97,11 @@ class ClientPort:
     def bind(self) -> None:
         """Takes the port, so that a used one is found before anything is founded."""
         self.port = bind(self._server, self._config.listen, "client address")
+
+    @property
+    def metric_gate(self) -> MetricGate:
+        """How many metrics are on their way, and what became of them."""
+        return self._services.metric_gate
 
     async def start(self) -> None:
         """Begins to serve."""

@@ -10,9 +10,11 @@ from gaia.command.v1 import command_pb2, query_pb2
 
 from gaia_grpc import __version__
 from gaia_grpc.errors import FieldViolation, InvalidArgumentError
-from gaia_grpc.node.api import NodeStatus, RoleName
+from gaia_grpc.node.api import ClusterControl, NodeStatus, RoleName
 from gaia_grpc.services.cluster_control import ClusterControlCalls, member_message
 from gaia_grpc.services.deadlines import Context
+from gaia_grpc.services.ingress import Ingress
+from gaia_grpc.services.metric_gate import MetricGate
 
 DEFAULT_INTERVAL_MS = 5_000
 DEFAULT_LOG_PAGE_SIZE = 1_000
@@ -29,12 +31,16 @@ _ROLES: Mapping[RoleName, cluster_pb2.PeerRole.ValueType] = {
 class ClusterService(ClusterControlCalls):
     """See `protos/gaia/cluster/v1/cluster.proto`."""
 
+    def __init__(self, ingress: Ingress, control: ClusterControl | None, gate: MetricGate) -> None:
+        super().__init__(ingress, control)
+        self._gate = gate
+
     async def GetStatus(
         self, request: cluster_pb2.GetStatusRequest, context: Context
     ) -> cluster_pb2.GetStatusResponse:
         """What this peer knows; never waits."""
         self._ingress.check(request)
-        return status_message(self._log.status(request.at_index))
+        return status_message(self._log.status(request.at_index), self._gate)
 
     async def WatchStatus(
         self, request: cluster_pb2.WatchStatusRequest, context: Context
@@ -45,7 +51,7 @@ class ClusterService(ClusterControlCalls):
         loop = asyncio.get_running_loop()
         while True:
             status = self._log.status()
-            yield cluster_pb2.WatchStatusResponse(status=status_message(status))
+            yield cluster_pb2.WatchStatusResponse(status=status_message(status, self._gate))
             until_s = loop.time() + interval_s
             seen = status
             # Whoever watches the log may be woken without a change that is to be shown.
@@ -115,7 +121,7 @@ def page_start(request: cluster_pb2.ListLogEntriesRequest) -> int:
     return int(request.page_token[:18])
 
 
-def status_message(status: NodeStatus) -> cluster_pb2.GetStatusResponse:
+def status_message(status: NodeStatus, gate: MetricGate) -> cluster_pb2.GetStatusResponse:
     """The status as clients see it."""
     return cluster_pb2.GetStatusResponse(
         node_id=status.node_id,
@@ -137,4 +143,22 @@ def status_message(status: NodeStatus) -> cluster_pb2.GetStatusResponse:
         first_log_index=status.first_log_index,
         snapshot_index=status.snapshot_index,
         feature_level=status.feature_level,
+        metrics=ingest_message(gate),
+    )
+
+
+def ingest_message(gate: MetricGate) -> cluster_pb2.MetricIngest:
+    """What became of the metrics at this peer, as clients see it."""
+    stats = gate.stats
+    return cluster_pb2.MetricIngest(
+        in_flight_count=gate.metrics,
+        max_in_flight_count=gate.max_metrics,
+        acknowledged_per_second=gate.rate.per_second(),
+        accepted_total=stats.accepted,
+        late_total=stats.late,
+        duplicate_total=stats.duplicate,
+        rejected_total=stats.rejected,
+        sampled_total=stats.sampled,
+        refused_total=stats.refused,
+        refused_call_total=stats.refused_calls,
     )

@@ -1,58 +1,83 @@
-"""Reads a stream of batches ahead, so that what comes during one commit shares the next."""
+"""One stream of batches: read while there is room for them, answered in the order they came."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 from gaia.metrics.v1 import metrics_pb2
 
-from gaia_grpc.services.publishing import MAX_METRICS_PER_COMMAND
+from gaia_grpc.errors import InvalidArgumentError
+from gaia_grpc.services.deadlines import Context, log_timeout_s
+from gaia_grpc.services.ingress import Ingress
+from gaia_grpc.services.publishing import Publisher, Submission, invalid_result
 
 READ_AHEAD_REQUESTS = 64
-"""Beyond it the client is held back by HTTP/2 flow control."""
+"""Batches of one stream that are not answered; beyond it, or where the peer has no room for more
+metrics, the client is held back by HTTP/2 flow control."""
+
+_Answer = Submission | metrics_pb2.BatchResult
 
 
-class MetricReader:
-    """One stream of requests; a task of its own reads it until `close`."""
+class MetricStream:
+    """A task of its own reads the requests, until `close`."""
 
-    def __init__(self, requests: AsyncIterator[metrics_pb2.StreamMetricsRequest]) -> None:
-        self._queue: asyncio.Queue[metrics_pb2.StreamMetricsRequest | None] = asyncio.Queue(
-            READ_AHEAD_REQUESTS
-        )
+    def __init__(
+        self,
+        requests: AsyncIterator[metrics_pb2.StreamMetricsRequest],
+        context: Context,
+        ingress: Ingress,
+        publisher: Publisher,
+    ) -> None:
+        self._requests = requests
+        self._context = context
+        self._ingress = ingress
+        self._publisher = publisher
+        self._answers: asyncio.Queue[_Answer | None] = asyncio.Queue(READ_AHEAD_REQUESTS)
         self._error: Exception | None = None
-        self._ended = False
-        self._task = asyncio.get_running_loop().create_task(self._read(requests))
+        self._task = asyncio.get_running_loop().create_task(self._read())
 
-    async def take(self) -> list[metrics_pb2.StreamMetricsRequest]:
-        """What has come, at least one and at most one command full; empty at the end.
-
-        Raises what reading raised, once everything read before it was taken.
-        """
-        taken: list[metrics_pb2.StreamMetricsRequest] = []
-        metrics = 0
-        while not self._ended and metrics < MAX_METRICS_PER_COMMAND:
-            if taken and self._queue.empty():
-                break
-            request = await self._queue.get()
-            if request is None:
-                self._ended = True
-                break
-            taken.append(request)
-            metrics += len(request.batch.metrics)
-        if not taken and self._error is not None:
+    async def answers(self) -> AsyncIterator[metrics_pb2.StreamMetricsResponse]:
+        """One a request. Raises what reading raised, once all that was read before is answered."""
+        turns = self._publisher.turns
+        while (answer := await self._answers.get()) is not None:
+            if isinstance(answer, metrics_pb2.BatchResult):
+                yield metrics_pb2.StreamMetricsResponse(result=answer)
+                continue
+            published = await answer.wait()
+            await turns.wait()
+            yield metrics_pb2.StreamMetricsResponse(
+                result=published.results[0], applied_index=published.index
+            )
+        if self._error is not None:
             raise self._error
-        return taken
 
-    async def _read(self, requests: AsyncIterator[metrics_pb2.StreamMetricsRequest]) -> None:
+    async def _read(self) -> None:
         try:
-            async for request in requests:
-                await self._queue.put(request)
-        except Exception as error:  # handed to `take`
+            async for request in self._requests:
+                await self._answers.put(await self._take(request))
+        except Exception as error:  # handed to `answers`
             self._error = error
-        await self._queue.put(None)
+        await self._answers.put(None)
+
+    async def _take(self, request: metrics_pb2.StreamMetricsRequest) -> _Answer:
+        batch = request.batch
+        await self._publisher.turns.wait()
+        try:
+            self._ingress.check(request)
+        except InvalidArgumentError as error:
+            return invalid_result(batch, error)
+        publisher = self._publisher
+        hold = await publisher.gate.wait(batch.source_id, len(batch.metrics), request.ByteSize())
+        timeout_s = log_timeout_s(self._context, self._ingress.consensus)
+        return publisher.submit((batch,), hold, time.monotonic() + timeout_s)
 
     async def close(self) -> None:
-        """Ends the reading task."""
+        """Ends the reading task; nobody waits for what is not answered."""
         self._task.cancel()
         await asyncio.wait((self._task,))
+        while not self._answers.empty():
+            answer = self._answers.get_nowait()
+            if isinstance(answer, Submission):
+                answer.future.cancel()

@@ -7,13 +7,12 @@ from collections.abc import AsyncIterator
 from gaia.command.v1 import query_pb2
 from gaia.metrics.v1 import metrics_pb2, metrics_pb2_grpc
 
-from gaia_grpc.errors import InvalidArgumentError
 from gaia_grpc.services.classroom_watch import ClassroomWatch
 from gaia_grpc.services.deadlines import Context, log_timeout_s
 from gaia_grpc.services.ingress import Ingress
 from gaia_grpc.services.listing import read_page
-from gaia_grpc.services.metric_stream import MetricReader
-from gaia_grpc.services.publishing import Publisher, batch_refusal, invalid_result
+from gaia_grpc.services.metric_stream import MetricStream
+from gaia_grpc.services.publishing import Publisher, batch_refusal
 
 
 class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
@@ -27,9 +26,10 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
         self, request: metrics_pb2.PublishMetricsRequest, context: Context
     ) -> metrics_pb2.PublishMetricsResponse:
         """Stores batches; a single refused batch is the status of the call."""
+        await self._publisher.turns.wait()
         self._ingress.check(request)
         timeout_s = log_timeout_s(context, self._ingress.consensus)
-        published = await self._publisher.publish(request.batches, timeout_s)
+        published = await self._publisher.publish(request, timeout_s)
         if len(published.results) == 1:
             refusal = batch_refusal(published.results[0])
             if refusal is not None:
@@ -44,27 +44,12 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
         context: Context,
     ) -> AsyncIterator[metrics_pb2.StreamMetricsResponse]:
         """Stores batches as they come; what came meanwhile is committed together."""
-        reader = MetricReader(request_iterator)
+        stream = MetricStream(request_iterator, context, self._ingress, self._publisher)
         try:
-            while requests := await reader.take():
-                batches = []
-                for request in requests:
-                    try:
-                        self._ingress.check(request)
-                        batches.append(request.batch)
-                    except InvalidArgumentError as error:
-                        result = invalid_result(request.batch, error)
-                        yield metrics_pb2.StreamMetricsResponse(result=result)
-                if not batches:
-                    continue
-                timeout_s = log_timeout_s(context, self._ingress.consensus)
-                published = await self._publisher.publish(batches, timeout_s)
-                for result in published.results:
-                    yield metrics_pb2.StreamMetricsResponse(
-                        result=result, applied_index=published.index
-                    )
+            async for answer in stream.answers():
+                yield answer
         finally:
-            await reader.close()
+            await stream.close()
 
     async def GetAggregate(
         self, request: metrics_pb2.GetAggregateRequest, context: Context

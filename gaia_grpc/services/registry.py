@@ -28,6 +28,7 @@ from gaia_grpc.services.cluster import ClusterService
 from gaia_grpc.services.heartbeats import HeartbeatCollector
 from gaia_grpc.services.ingress import Ingress
 from gaia_grpc.services.locks import LOCK_WAIT, LockService
+from gaia_grpc.services.metric_gate import MetricGate
 from gaia_grpc.services.metrics import MetricsService
 from gaia_grpc.services.publishing import Publisher
 from gaia_grpc.services.sessions import SessionService
@@ -81,10 +82,12 @@ class PublicServices:
         self._lock_waits = Waits(ingress, LOCK_WAIT)
         self._locks = LockService(ingress, self._lock_waits)
         self._tasks = TaskService(ingress, self._waits)
-        self._metrics = MetricsService(ingress, Publisher(ingress, settings))
+        self.metric_gate = MetricGate(config.limits)
+        self._publisher = Publisher(ingress, settings, self.metric_gate)
+        self._metrics = MetricsService(ingress, self._publisher)
         self._alerts = AlertService(ingress, AlertFeed(ingress))
         self._classrooms = ClassroomService(ingress)
-        self._cluster = ClusterService(ingress, control)
+        self._cluster = ClusterService(ingress, control, self.metric_gate)
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Registers every public service, those that are not served yet too."""
@@ -101,3 +104,4 @@ class PublicServices:
         await self._heartbeats.close()
         await self._waits.close()
         await self._lock_waits.close()
+        await self._publisher.close()

@@ -23,6 +23,15 @@ class SettingsCache:
 
     async def milliseconds(self, name: str) -> int:
         """A duration; raises `UnavailableError` where the peer has not started."""
+        await self._refresh()
+        return int(parse_setting(name, self._values[name]))
+
+    async def number(self, name: str, default: int) -> int:
+        """A whole number; `default` where the cluster's feature level has no such setting."""
+        await self._refresh()
+        return int(parse_setting(name, self._values[name])) if name in self._values else default
+
+    async def _refresh(self) -> None:
         version = self._log.topic_version(SETTINGS)
         if version != self._version:
             query = query_pb2.Query(get_settings=cluster_pb2.GetSettingsRequest())
@@ -30,4 +39,3 @@ class SettingsCache:
             settings = result.get_settings.settings.settings
             self._values = {setting.name: setting.value for setting in settings}
             self._version = version
-        return int(parse_setting(name, self._values[name]))

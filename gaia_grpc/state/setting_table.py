@@ -63,6 +63,8 @@ ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
      " the oldest windows go first."),
     ("metrics.dedup_sequences", "int", "1024", "1", "65536",
      "Sequences of a source's epoch that are remembered one by one."),
+    ("metrics.sampling", "int", "0", "0", "1000",
+     "A peer under pressure keeps one in so many of the lowest classes; 0 keeps all, always."),
     # --- alerts
     ("alert.cooldown", "duration", "5m", "0ms", "1d",
      "Quiet time after an alert of the same student, app and pattern group ended."),
@@ -114,6 +116,7 @@ SINCE_LEVELS: dict[str, int] = {
     "task.ageing_interval": 3,
     "task.retry_jitter": 3,
     "task.max_dependents": 3,
+    "metrics.sampling": 3,
     "classroom.max_classrooms": 3,
     "classroom.max_members": 3,
 }

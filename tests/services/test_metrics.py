@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -13,13 +12,7 @@ from gaia.metrics.v1 import metrics_pb2
 
 from gaia_grpc import errors
 from gaia_grpc.raft.types import EntryKind
-from gaia_grpc.services.metric_stream import MetricReader
-from gaia_grpc.services.publishing import (
-    MAX_METRICS_PER_COMMAND,
-    batch_refusal,
-    split,
-)
-from gaia_grpc.state.packing import pack_batch
+from gaia_grpc.services.publishing import MAX_METRICS_PER_COMMAND, batch_refusal
 from tests.state.snapshots import restored, whole_snapshot
 from tests.support.fake_node import FakeNode
 from tests.support.served_peer import TIMEOUT_S, ServedPeer, eventually, failure_of
@@ -119,37 +112,35 @@ def test_refused_batches_become_errors(reason: str, kind: type[errors.GaiaError]
 
 
 async def test_a_large_request_becomes_several_entries(peer: ServedPeer) -> None:
-    batches = [make_batch(number, values=(1.0,) * 9_000) for number in range(1, 5)]
+    count = MAX_METRICS_PER_COMMAND // 2 - 1
+    batches = [make_batch(number, values=(1.0,) * count) for number in range(1, 5)]
     response = await publish(peer, *batches)
     sizes = [len(command.publish_metrics.batches) for command in peer.node.commands]
     assert sizes == [2, 2]
     assert [result.sequence for result in response.results] == [1, 2, 3, 4]
     assert response.applied_index == peer.node.machine.applied_index
-    assert (await get_aggregate(peer)).metrics[0].count == 36_000
+    assert (await get_aggregate(peer)).metrics[0].count == 4 * count
 
 
-def test_batches_are_split_by_their_valid_metrics() -> None:
-    packings = [
-        pack_batch(make_batch(number, values=(1.0,) * count), max_future_ms=0)
-        for number, count in enumerate((MAX_METRICS_PER_COMMAND - 1, 1, 1))
-    ]
-    groups = split(packings)
-    assert [len(group) for group in groups] == [2, 1]
-    assert split([]) == []
+async def test_a_batch_that_fills_more_than_a_command_is_one(peer: ServedPeer) -> None:
+    await publish(peer, make_batch(values=(1.0,) * (MAX_METRICS_PER_COMMAND + 1)), make_batch(2))
+    sizes = [len(command.publish_metrics.batches) for command in peer.node.commands]
+    assert sizes == [1, 1]
 
 
-def test_a_command_holds_few_batches_of_errors_of_one_student() -> None:
+async def test_a_command_holds_few_batches_of_errors_of_one_student(peer: ServedPeer) -> None:
     """A thousand in one entry held every peer up for seconds, so that no leader could stay one."""
     batches = []
     for number in range(20):
-        batch = make_batch(number + 1, student_id="ada" if number % 2 else f"student-{number}")
+        student = "ada" if number % 2 else f"student-{number}"
+        batch = make_batch(student_id=student, source_id=f"errors-{number}")
         batch.metrics[0].metric_type = "error"
         batches.append(batch)
-    batches += [make_batch(number + 21) for number in range(20)]
-    packings = [pack_batch(batch, max_future_ms=0) for batch in batches]
-    groups = split(packings)
-    assert [packing for group in groups for packing in group] == packings
-    assert [len(group) for group in groups] == [17, 23]
+    response = await publish(peer, *batches, *(make_batch(number + 1) for number in range(20)))
+    sizes = [len(command.publish_metrics.batches) for command in peer.node.commands]
+    assert sizes == [17, 23]
+    accepted = [result.status for result in response.results]
+    assert accepted == [metrics_pb2.BATCH_STATUS_ACCEPTED] * 40
 
 
 async def test_windows_of_a_classroom_are_listed_a_page_at_a_time(peer: ServedPeer) -> None:
@@ -205,38 +196,6 @@ async def test_a_stream_without_quorum_ends_unavailable(peer: ServedPeer) -> Non
     request = metrics_pb2.StreamMetricsRequest(batch=make_batch())
     failure = await failure_of(peer.metrics.StreamMetrics(iter([request]), timeout=TIMEOUT_S))
     assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "NO_QUORUM")
-
-
-async def test_what_was_read_before_an_error_is_taken_first() -> None:
-    async def requests() -> AsyncIterator[metrics_pb2.StreamMetricsRequest]:
-        for number in range(3):
-            yield metrics_pb2.StreamMetricsRequest(batch=make_batch(number + 1))
-        raise errors.InvalidArgumentError("malformed")
-
-    reader = MetricReader(requests())
-    taken: list[metrics_pb2.StreamMetricsRequest] = []
-    while len(taken) < 3:
-        taken += await reader.take()
-    assert [request.batch.sequence for request in taken] == [1, 2, 3]
-    with pytest.raises(errors.InvalidArgumentError):
-        await reader.take()
-    await reader.close()
-
-
-async def test_one_take_is_one_command_full_at_most() -> None:
-    async def requests() -> AsyncIterator[metrics_pb2.StreamMetricsRequest]:
-        for number in range(5):
-            batch = make_batch(number + 1, values=(1.0,) * (MAX_METRICS_PER_COMMAND // 2))
-            yield metrics_pb2.StreamMetricsRequest(batch=batch)
-
-    reader = MetricReader(requests())
-    sizes = []
-    await asyncio.sleep(0)
-    while taken := await reader.take():
-        sizes.append(len(taken))
-    assert max(sizes) <= 2
-    assert sum(sizes) == 5
-    await reader.close()
 
 
 # --- WatchClassroom --------------------------------------------------------------------------
