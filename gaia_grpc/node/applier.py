@@ -172,6 +172,8 @@ class Applier:
             result = machine.apply(entry.index, int(entry.kind), entry.data)
             count += 1
             size_bytes += len(entry.data)
+            if entry.term > self.applied_term:
+                self._drop_before(entry.term, entry.index)
             self.applied_term = entry.term
             if entry.kind is EntryKind.CONFIGURATION:
                 self.configuration = entry.data
@@ -191,6 +193,18 @@ class Applier:
         self.stats.size_bytes += size_bytes
         self.stats.busy_ns += time.perf_counter_ns() - started_ns
         return bool(committed)
+
+    def _drop_before(self, term: Term, index: Index) -> None:
+        """Proposals of earlier terms behind a committed entry of this one are never committed: in
+        every log that holds it, no entry behind it has a lower term. Without this they waited for
+        their index to be reached, which may need the very callers that wait."""
+        for at in [at for at, waiting in self._proposals.items() if at > index]:
+            if self._proposals[at][0] >= term:
+                continue
+            _, future, size_bytes = self._proposals.pop(at)
+            self.waiting_size_bytes -= size_bytes
+            if not future.done():
+                future.set_exception(ProposalDroppedError())
 
     def _wake(self, applied_index: int) -> None:
         touched = self.machine.take_touched()
