@@ -86,6 +86,21 @@ class Bed:
         size = sum(entry.size_bytes for entry in page.entries)
         return round(size * count / max(1, len(page.entries)))
 
+    async def kept_log_bytes(self, node_id: str) -> int:
+        """Bytes of the log entries that a peer keeps in memory."""
+        address = self.cluster.address(node_id)
+        status = await self.client.cluster.status(address=address)
+        stub = self.client.peer(address).cluster
+        size_bytes, start = 0, max(1, status.first_log_index)
+        while start <= status.last_log_index:
+            request = cluster_pb2.ListLogEntriesRequest(start_index=start, page_size=10_000)
+            page = await stub.ListLogEntries(request, timeout=30.0)
+            if not page.entries:
+                break
+            size_bytes += sum(entry.size_bytes for entry in page.entries)
+            start = page.entries[-1].index + 1
+        return size_bytes
+
 
 @asynccontextmanager
 async def make_bed(*, quick: bool) -> AsyncIterator[Bed]:

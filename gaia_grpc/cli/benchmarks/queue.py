@@ -8,12 +8,11 @@ import time
 from gaia.task.v1 import task_pb2
 
 from gaia_grpc.cli.benchmarks.bed import Bed
-from gaia_grpc.cli.benchmarks.figures import Figure, quantile, resident_bytes
+from gaia_grpc.cli.benchmarks.figures import Figure, quantile
 
 PAYLOAD = b"x" * 100
 BATCH = 500
 IN_FLIGHT = 64
-PENDING_TASKS = 20_000
 
 
 async def _session(bed: Bed, max_concurrent: int = 1_000) -> str:
@@ -161,29 +160,5 @@ async def batched(bed: Bed) -> list[Figure]:
             client_cpu_us=cost.client_cpu_us,
             log_bytes=cost.log_bytes,
             peak_peer_mb=cost.peak_peer_mb,
-        )
-    ]
-
-
-async def memory(bed: Bed) -> list[Figure]:
-    """What a pending task takes, beside its payload."""
-    task_type = bed.name("pending")
-    count = bed.scaled(PENDING_TASKS)
-    batch = min(BATCH, count)
-    tasks = [task_pb2.NewTask(task_type=task_type, payload=PAYLOAD) for _ in range(batch)]
-    before = [resident_bytes(pid) for pid in bed.pids]
-    for _ in range(count // batch):
-        await bed.client.tasks.enqueue_batch(tasks)
-    grown = [resident_bytes(pid) - then for pid, then in zip(bed.pids, before, strict=True)]
-    stored = count // batch * batch
-    return [
-        Figure(
-            "memory a pending task, beside its payload",
-            max(grown) / stored - len(PAYLOAD),
-            "B",
-            f"growth of the largest peer's resident set over {stored:,} tasks, "
-            "what it keeps of the log included",
-            first=1_500.0,
-            samples=stored,
         )
     ]

@@ -25,11 +25,11 @@ async def snapshot(bed: Bed) -> list[Figure]:
     idle = await _writes(bed, until=asyncio.create_task(asyncio.sleep(bed.seconds(2.0))))
     leader = await bed.cluster.aio.leader()
     begin_s = time.perf_counter()
-    taking = asyncio.create_task(_take(bed, leader))
+    taking = asyncio.create_task(take_snapshot(bed, leader))
     busy = await _writes(bed, until=taking)
     took_s = time.perf_counter() - begin_s
     taken = await taking
-    restart_s = await _restart(bed)
+    restart_s = await restart_follower(bed)
     how = f"3 peers, fsync, {count:,} pending tasks, 1 client, one call at a time"
     return [
         Figure(
@@ -58,7 +58,8 @@ async def snapshot(bed: Bed) -> list[Figure]:
     ]
 
 
-async def _take(bed: Bed, node_id: str) -> cluster_pb2.TakeSnapshotResponse:
+async def take_snapshot(bed: Bed, node_id: str) -> cluster_pb2.TakeSnapshotResponse:
+    """Lets a peer take a snapshot now."""
     stub = bed.client.peer(bed.cluster.address(node_id)).cluster
     return await stub.TakeSnapshot(cluster_pb2.TakeSnapshotRequest(), timeout=TIMEOUT_S)
 
@@ -73,10 +74,10 @@ async def _writes(bed: Bed, until: asyncio.Task[Any]) -> list[float]:
     return durations
 
 
-async def _restart(bed: Bed) -> float:
+async def restart_follower(bed: Bed) -> float:
     """Seconds from the start of a killed follower until it is level with the others."""
     follower = await bed.cluster.aio.follower()
-    await _take(bed, follower)
+    await take_snapshot(bed, follower)
     await bed.cluster.aio.kill(follower)
     begin_s = time.perf_counter()
     await bed.cluster.aio.restart(follower)
