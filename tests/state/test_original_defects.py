@@ -1,4 +1,7 @@
-"""Defects of the system that the guide was written for, by their numbers: none comes back here."""
+"""Defects of the system that the guide was written for, by their numbers: none comes back here.
+
+Those of processes (8-10, and 12, 13 and 24 on real peers) are in tests/e2e/test_defects.py.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from gaia_grpc.state.machine import StateMachine
 from tests.state.harness import Log, command
 
 
-def test_defect_01_finished_work_is_not_queued_again() -> None:
+def test_defect_1_finished_work_is_not_queued_again() -> None:
     log = Log()
     session = log.register("worker")
     log.enqueue()
@@ -26,7 +29,7 @@ def test_defect_01_finished_work_is_not_queued_again() -> None:
     assert log.claim(session) == []
 
 
-def test_defect_02_the_callers_idempotency_key_is_kept() -> None:
+def test_defect_2_the_callers_idempotency_key_is_kept() -> None:
     log = Log()
     first = log.enqueue(idempotency_key="essay-7")
     assert log.enqueue(idempotency_key="essay-7") == first
@@ -34,7 +37,7 @@ def test_defect_02_the_callers_idempotency_key_is_kept() -> None:
     assert log.task(first).idempotency_key == "essay-7"
 
 
-def test_defect_03_a_retry_waits_for_its_backoff() -> None:
+def test_defect_3_a_retry_waits_for_its_backoff() -> None:
     log = Log()
     session = log.register("worker")
     log.enqueue()
@@ -44,7 +47,7 @@ def test_defect_03_a_retry_waits_for_its_backoff() -> None:
     assert len(log.claim(session)) == 1
 
 
-def test_defect_04_only_a_pending_task_is_claimed_and_only_its_claimant_ends_it() -> None:
+def test_defect_4_only_a_pending_task_is_claimed_and_only_its_claimant_ends_it() -> None:
     log = Log()
     holder, other = log.register("holder"), log.register("other")
     log.enqueue()
@@ -55,7 +58,7 @@ def test_defect_04_only_a_pending_task_is_claimed_and_only_its_claimant_ends_it(
     assert log.complete(task).task.state == task_pb2.TASK_STATE_COMPLETED
 
 
-def test_defect_05_a_poison_task_that_kills_its_workers_ends_as_a_dead_letter() -> None:
+def test_defect_5_a_poison_task_that_kills_its_workers_ends_as_a_dead_letter() -> None:
     log = Log()
     task_id = log.enqueue()
     for attempt in range(4):
@@ -66,7 +69,7 @@ def test_defect_05_a_poison_task_that_kills_its_workers_ends_as_a_dead_letter() 
     assert (dead.state, dead.retry_count) == (task_pb2.TASK_STATE_FAILED, 4)
 
 
-def test_defect_06_an_expired_claim_is_taken_over_by_one_and_only_once() -> None:
+def test_defect_6_an_expired_claim_is_taken_over_by_one_and_only_once() -> None:
     log = Log(("task.claim_timeout", "5s"))
     first, second, third = (log.register(name) for name in ("first", "second", "third"))
     log.enqueue()
@@ -76,7 +79,7 @@ def test_defect_06_an_expired_claim_is_taken_over_by_one_and_only_once() -> None
     assert log.complete(old).refusal.reason == "STALE_CLAIM"
 
 
-def test_defect_07_a_claims_time_limit_is_replicated_and_kept() -> None:
+def test_defect_7_a_claims_time_limit_is_replicated_and_kept() -> None:
     log = Log(("task.claim_timeout", "5s"))
     session = log.register("worker")
     log.enqueue()
