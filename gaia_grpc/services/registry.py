@@ -54,9 +54,6 @@ SERVICES: Mapping[str, ServiceDescriptor] = {
 _LATER = "is part of the contract and not served yet"
 
 _NOT_SERVED_METHODS: Mapping[str, str] = {
-    "gaia.task.v1.TaskService/PutTaskPolicy": "the task settings hold for every type meanwhile",
-    "gaia.task.v1.TaskService/DeleteTaskPolicy": "there are no policies yet",
-    "gaia.task.v1.TaskService/ListTaskPolicies": "there are no policies yet",
     "gaia.alert.v1.AlertService/SnoozeAlert": "AcknowledgeAlert mutes it for a while",
     "gaia.alert.v1.AlertService/RecordIntervention": "ResolveAlert keeps a note meanwhile",
     "gaia.alert.v1.AlertService/ListInterventions": "nothing records interventions yet",

@@ -245,6 +245,98 @@ def test_a_task_is_cancelled_and_requeued(gaia: Gaia) -> None:
     assert requeued["state"] == "TASK_STATE_PENDING"
 
 
+def fail_for_good(gaia: Gaia, session_id: str, task_type: str, error_type: str) -> str:
+    """One dead letter; returns its id."""
+    task_id = gaia("tasks", "enqueue", task_type, "--max-retries", "0")[1].split()[0]
+    claim = json.dumps({"sessionId": session_id, "taskTypes": [task_type]})
+    [task] = answer(gaia, "call", "TaskService/ClaimTasks", claim)["tasks"]
+    failure = {
+        "taskId": task_id,
+        "claimToken": task["claimToken"],
+        "sessionId": session_id,
+        "error": "the model said no",
+        "errorType": error_type,
+    }
+    answer(gaia, "call", "TaskService/FailTask", json.dumps(failure))
+    return task_id
+
+
+def test_dead_letters_are_listed_and_requeued_by_the_kind_of_their_error(gaia: Gaia) -> None:
+    session_id = register(gaia, "cli-undertaker")
+    late = [fail_for_good(gaia, session_id, "cli.dead", "Timeout") for _ in range(2)]
+    wrong = fail_for_good(gaia, session_id, "cli.dead", "ValueError")
+    shown = gaia("tasks", "dead", "--type", "cli.dead")[1]
+    assert re.search(rf"^{wrong} +cli.dead +ValueError +1 .* the model said no$", shown, re.M)
+    found = answer(gaia, "tasks", "dead", "--error-type", "Timeout", "--json")["tasks"]
+    assert [task["taskId"] for task in found] == late
+    cut = gaia("tasks", "dead", "--type", "cli.dead", "--limit", "2")
+    assert cut[2].startswith("showing 2, more exist")
+    assert "ValueError: the model said no" in gaia("tasks", "get", wrong)[1]
+    requeue = ["tasks", "requeue", "--failed", "--type", "cli.dead", "--error-type", "Timeout"]
+    assert gaia(*requeue)[1] == "requeued 2 of 2 tasks\n"
+    assert wrong in gaia("tasks", "dead", "--type", "cli.dead")[1]
+    code, out, err = gaia("tasks", "requeue", wrong, late[0])
+    assert (code, out) == (1, "requeued 1 of 2 tasks\n")
+    assert err == f"refused: task {late[0]} is PENDING and can't be requeued\n"
+    assert gaia("tasks", "dead", "--type", "cli.dead")[1] == "no dead letters\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["requeue"], "name the tasks, or all dead letters with --failed"),
+        (["requeue", "t-1", "--failed"], "not both"),
+        (["requeue", "t-1", "--error-type", "E"], "go with --failed"),
+        (["enqueue", "grade", "--deadline", "soon"], "--deadline: 'soon' is no duration"),
+        (["policy", "put", "grade", "--retention", "1"], "--retention: '1' is no duration"),
+    ],
+)
+def test_what_the_tasks_command_does_not_understand(
+    gaia: Gaia, arguments: list[str], complaint: str
+) -> None:
+    code, _, err = gaia("tasks", *arguments)
+    assert code == 2
+    assert complaint in err
+
+
+def test_a_task_with_a_deadline_and_a_dependency(gaia: Gaia) -> None:
+    first = gaia("tasks", "enqueue", "cli.first")[1].split()[0]
+    enqueue = ["tasks", "enqueue", "cli.then", "--after", first, "--deadline", "10m"]
+    then = gaia(*enqueue)[1].split()[0]
+    shown = gaia("tasks", "get", then)[1]
+    assert re.search(r"^state +blocked$", shown, re.M)
+    assert re.search(rf"^depends on +{first} \(1 of 1 not completed\)$", shown, re.M)
+    assert re.search(r"^deadline \(log time, UTC\) +20", shown, re.M)
+    assert then in gaia("tasks", "--state", "blocked")[1]
+    answer(gaia, "tasks", "cancel", first, "--json")
+    assert re.search(r"^state +failed$", gaia("tasks", "get", then)[1], re.M)
+    code, _, err = gaia("tasks", "requeue", then)
+    assert code == 1
+    assert first in err
+    shown = gaia("tasks", "requeue", first, "--with-dependents")[1]
+    assert shown.endswith("and 1 tasks that failed because it did\n")
+    assert re.search(r"^state +blocked$", gaia("tasks", "get", then)[1], re.M)
+
+
+def test_policies_of_task_types(gaia: Gaia) -> None:
+    assert gaia("tasks", "policy")[1] == "no policies: the task settings hold\n"
+    put = ["tasks", "policy", "put", "cli.policy", "--max-retries", "5", "--retry-base", "1500ms"]
+    put += ["--retry-jitter", "0.25", "--final-error", "ValueError", "--final-error", "KeyError"]
+    row = r"^cli.policy +5 +1.5s +- +0.25 +- +- +(ValueError KeyError|KeyError ValueError)$"
+    assert re.search(row, gaia(*put)[1], re.M)
+    assert re.search(row, gaia("tasks", "policy", "list")[1], re.M)
+    [policy] = answer(gaia, "tasks", "policy", "--json")["policies"]
+    assert policy["maxRetries"] == 5
+    task_id = gaia("tasks", "enqueue", "cli.policy")[1].split()[0]
+    assert re.search(r"^retries +0 of 5$", gaia("tasks", "get", task_id)[1], re.M)
+    code, _, err = gaia("tasks", "policy", "put", "cli.policy", "--claim-timeout", "1ms")
+    assert code == 1
+    assert "policy.claim_timeout must be 50 to 604800000 ms" in err
+    deleted = gaia("tasks", "policy", "delete", "cli.policy")[1]
+    assert deleted == "the settings hold for cli.policy again\n"
+    assert gaia("tasks", "policy", "delete", "cli.policy")[0] == 1
+
+
 def test_scores_put_the_best_session_first(gaia: Gaia) -> None:
     session_id = register(gaia, "cli-scored")
     shown = gaia("sessions", "score", "math")[1]

@@ -194,9 +194,17 @@ async def test_the_sdk_example_runs(
 def test_the_blocking_example_runs(fresh_cluster: Cluster) -> None:
     """As a script, twice: the second time the key is known."""
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.M | re.S)
-    code = on(fresh_cluster, next(block for block in blocks if "connect_blocking" in block))
+    code = on(fresh_cluster, next(block for block in blocks if "essay-9" in block))
     printed = [run(fresh_cluster, [sys.executable, "-c", code]) for _ in range(2)]
     assert printed == ["False\n", "True\n"]
+
+
+def test_the_example_that_waits_for_results_runs(fresh_cluster: Cluster) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.M | re.S)
+    code = on(fresh_cluster, next(block for block in blocks if "client.tasks.run" in block))
+    printed = run(fresh_cluster, [sys.executable, "-c", code])
+    assert printed.startswith("{'points': 8}\nKeyError 2\n")
+    assert "is a dead letter after 2 attempts" in printed
 
 
 def test_the_test_cluster_example_runs(fresh_cluster: Cluster) -> None:
