@@ -44,9 +44,15 @@ log = structlog.get_logger("gaia.node")
 
 
 def entries_to_keep(
-    core: RaftNode, meta: SnapshotMeta, config: StorageConfig, patience_ticks: int
+    core: RaftNode,
+    meta: SnapshotMeta,
+    config: StorageConfig,
+    patience_ticks: int,
+    deletion_index: int = 0,
 ) -> int:
     """How many entries before a snapshot stay in the log, within the limits of `config`.
+
+    None up to `deletion_index`, which hold what was deleted: who lacks them gets the snapshot.
 
     For a follower that answers, those behind what it has, or behind the snapshot that it is
     getting: they would be compacted while that is on its way (etcd holds compaction as well). One
@@ -59,7 +65,11 @@ def entries_to_keep(
         if each and each.state != "probe" and each.heard_ticks_ago <= patience_ticks
     )
     lag = min(meta.index - min(reached, default=meta.index), _MAX_HELD_ENTRIES)
-    first = max(core.first_index, meta.index - max(lag, config.snapshot_keep_entries) + 1)
+    first = max(
+        core.first_index,
+        meta.index - max(lag, config.snapshot_keep_entries) + 1,
+        deletion_index + 1,
+    )
     count = size_bytes = 0
     for entry in reversed(core.entries(Index(first), meta.index - first + 1)):
         size_bytes += len(entry.data) + _ENTRY_BYTES
@@ -109,6 +119,8 @@ class Snapshots:
         self._ticked = asyncio.Event()
         self._counted_bytes = 0
         self._making: asyncio.Task[SnapshotSummary | None] | None = None
+        self._cleaned_index = 0
+        """Of the deletion after which the files were cleaned last, since the start."""
 
     # --- when ---
 
@@ -153,6 +165,7 @@ class Snapshots:
         """A snapshot has become the state: what was being made of the old one is given up."""
         self.give_up()
         self.latest = summary
+        self._clean(self._engine.applier.machine.deletion_index)
         self._counted_bytes = self._engine.applier.stats.size_bytes
 
     def give_up(self) -> None:
@@ -177,7 +190,8 @@ class Snapshots:
         )
         # Before anything else is applied: the records must be those of this index.
         encoder = applier.machine.begin_snapshot()
-        making = asyncio.create_task(self._make(meta, encoder), name="snapshot")
+        deletion_index = applier.machine.deletion_index
+        making = asyncio.create_task(self._make(meta, encoder, deletion_index), name="snapshot")
         self._making = making
         making.add_done_callback(self._made)
         # Also where it was cancelled before its first step.
@@ -194,7 +208,9 @@ class Snapshots:
             log.error("snapshot_bug", exc_info=error)
             self._engine.fail(InvariantError(f"making a snapshot failed: {error!r}"))
 
-    async def _make(self, meta: SnapshotMeta, encoder: SnapshotEncoder) -> SnapshotSummary | None:
+    async def _make(
+        self, meta: SnapshotMeta, encoder: SnapshotEncoder, deletion_index: int
+    ) -> SnapshotSummary | None:
         """None where there is no space for it; it is tried again later."""
         writer: SnapshotWriter | None = None
         started_s = time.monotonic()
@@ -219,8 +235,11 @@ class Snapshots:
             meta.index, meta.term, info.size_bytes, info.sha256, state_hash
         )
         self.stats.made += 1
-        keep_entries = entries_to_keep(self._engine.core, meta, self._config, self._patience_ticks)
+        keep_entries = entries_to_keep(
+            self._engine.core, meta, self._config, self._patience_ticks, deletion_index
+        )
         base = self._engine.compact(meta, keep_entries)
+        self._clean(deletion_index)
         log.info(
             "snapshot",
             index=meta.index,
@@ -230,6 +249,13 @@ class Snapshots:
         )
         await self._disk.run(partial(self._store.drop_older, meta))
         return self.latest
+
+    def _clean(self, deletion_index: int) -> None:
+        """The log no longer holds a deletion: neither may the files. Also once after each start,
+        as the last one may have ended in the middle of it."""
+        if deletion_index > self._cleaned_index:
+            self._cleaned_index = deletion_index
+            self._engine.writer.clean()
 
     async def _copy(self, encoder: SnapshotEncoder, writer: SnapshotWriter) -> None:
         """Takes all records, at most half of the loop's time.

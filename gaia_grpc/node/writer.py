@@ -26,6 +26,10 @@ _T = TypeVar("_T")
 FULL_RETRY_S = 0.5
 
 
+class _Clean:
+    """Asks to clean the files."""
+
+
 @dataclass(slots=True)
 class WriterStats:
     """What the writer did since the start; read from the loop, written by the thread."""
@@ -56,7 +60,7 @@ class LogWriter:
         self._on_failed = on_failed
         # Bounded from outside: a follower gets no more than the leader's window, and a leader takes
         # no more proposals than `max_pending_proposals` that are not on its own disk.
-        self._queue: queue.SimpleQueue[WriteBatch | EntryId | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[WriteBatch | EntryId | _Clean | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._ended = asyncio.Event()
         self._full = False
@@ -75,6 +79,10 @@ class LogWriter:
     def compact(self, base: EntryId) -> None:
         """Queues a compaction of the log; what it removes goes bit by bit between writes."""
         self._queue.put(base)
+
+    def clean(self) -> None:
+        """Queues that nothing of what is compacted by then may be left in the files."""
+        self._queue.put(_Clean())
 
     async def stop(self, timeout_s: float = 5.0) -> bool:
         """Writes what is queued (unless the disk is full) and ends the thread.
@@ -108,21 +116,23 @@ class LogWriter:
     def _serve(self) -> None:
         last = more = False
         while not last:
-            batches, base, last = self._gather(wait=not more)
+            batches, base, clean, last = self._gather(wait=not more)
             if batches and not self._write(batches):
                 return
             if base is not None and not self._guarded(partial(self._storage.compact, base)):
                 return
-            if batches or base is not None or more:
+            if clean:
+                self._storage.clean()
+            if batches or base is not None or clean or more:
                 if not self._guarded(self._storage.maintain):
                     return
                 more = self._storage.needs_maintenance and not self._full
 
-    def _gather(self, *, wait: bool) -> tuple[list[WriteBatch], EntryId | None, bool]:
-        """All that is queued: writes, the last compaction, and whether that is the end."""
+    def _gather(self, *, wait: bool) -> tuple[list[WriteBatch], EntryId | None, bool, bool]:
+        """All that is queued: writes, the last compaction, whether to clean, whether it ends."""
         batches: list[WriteBatch] = []
         base: EntryId | None = None
-        last = False
+        clean = last = False
         try:
             item = self._queue.get() if wait else self._queue.get_nowait()
             while True:
@@ -130,11 +140,13 @@ class LogWriter:
                     last = True
                 elif isinstance(item, EntryId):
                     base = item
+                elif isinstance(item, _Clean):
+                    clean = True
                 else:
                     batches.append(item)
                 item = self._queue.get_nowait()
         except queue.Empty:
-            return batches, base, last
+            return batches, base, clean, last
 
     def _write(self, batches: list[WriteBatch]) -> bool:
         """False where the thread must end: the disk failed, or is full while stopping."""

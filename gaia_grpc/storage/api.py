@@ -38,6 +38,13 @@ class LogStorage(Protocol):
         """
         ...
 
+    def clean(self) -> None:
+        """What was removed must not be left in the files: someone's data was deleted.
+
+        Only notes it: `maintain` does it, once all that was compacted is removed.
+        """
+        ...
+
     @property
     def needs_maintenance(self) -> bool:
         """True while `maintain` has compacted rows to remove or space to give back.

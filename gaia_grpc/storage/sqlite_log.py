@@ -45,6 +45,7 @@ from gaia_grpc.raft.types import (
     WriteBatch,
 )
 from gaia_grpc.storage.database import Database, translate
+from gaia_grpc.storage.free_pages import FreePages
 from gaia_grpc.storage.rows import base_crc, damaged, entry_crc, hard_state_crc
 from gaia_grpc.storage.snapshots import FileSnapshotStore, choose_snapshot
 from gaia_grpc.storage.wal_check import Mark
@@ -58,9 +59,6 @@ FORCE_PAGES = 8 * MAINTAIN_PAGES
 REMOVE_ROWS = 512
 REMOVE_BYTES = 1024 * 1024
 """One step of `maintain` removes up to this much rubbish: a millisecond or two."""
-KEEP_FREE_PAGES = 16 * 1024
-VACUUM_PAGES = 64
-"""Free pages beyond 64 MB go back to the file system, 256 kB a step; the rest is used again."""
 
 _INSERT = "INSERT INTO entries(log_index, term, kind, number, data, crc) VALUES (?,?,?,?,?,?)"
 _DELETE = "DELETE FROM entries WHERE log_index >= ?"
@@ -119,7 +117,7 @@ class SqliteLog:
         self._base = EntryId(Term(0), Index(0))
         self._target: EntryId | None = None
         self._rubbish = True
-        self._vacuum = True
+        self._free_pages = FreePages(database)
         self._pages = 0
         self._restored: Restored | None = None
         self._hard_state = HardState()
@@ -300,6 +298,10 @@ class SqliteLog:
         invariant(base.index <= self._last_index, "the base is beyond the log")
         self._target = base
 
+    def clean(self) -> None:
+        """See `LogStorage.clean`."""
+        self._free_pages.clean()
+
     def _moved(self, base: EntryId) -> None:
         if base != self._base:
             self._base = base
@@ -330,7 +332,8 @@ class SqliteLog:
     @property
     def needs_maintenance(self) -> bool:
         """True as long as `maintain` would find something to remove."""
-        return not self._closed and (self._rubbish or self._vacuum or self._target is not None)
+        due = self._rubbish or self._free_pages.due or self._target is not None
+        return due and not self._closed
 
     def maintain(self) -> None:
         """One step of each: removing what was compacted, giving space back, moving the journal
@@ -340,8 +343,8 @@ class SqliteLog:
             return
         if self._rubbish or self._target is not None:
             self._remove_some()
-        elif self._vacuum:
-            self._give_space_back()
+        elif self._free_pages.due:
+            self._tend_free_pages()
         if self._pages >= MAINTAIN_PAGES:
             self._checkpoint()
 
@@ -369,14 +372,12 @@ class SqliteLog:
             self.acknowledge(number)
             self._pages += 4 + rows // 16
         self._rubbish = rows > 0
-        self._vacuum = self._vacuum or rows > 0
+        if rows:
+            self._free_pages.removed()
 
-    def _give_space_back(self) -> None:
-        excess = self._database.free_pages() - KEEP_FREE_PAGES
-        self._vacuum = excess > 0
-        if self._vacuum:
-            self._database.shrink(min(VACUUM_PAGES, excess))
-            self._pages += 2 * VACUUM_PAGES
+    def _tend_free_pages(self) -> None:
+        written = self._free_pages.step()
+        self._pages = 0 if written is None else self._pages + written
 
     def _checkpoint(self) -> None:
         self._database.checkpoint()

@@ -9,7 +9,7 @@ import pytest
 
 from gaia_grpc.errors import StorageFullError
 from gaia_grpc.raft.types import Restored
-from gaia_grpc.storage import sqlite_log
+from gaia_grpc.storage import free_pages, sqlite_log
 from gaia_grpc.storage.directory import DATABASE_NAME, DataDirectory
 from tests.storage.scenario import N1, batch, entries, entry, entry_id, meta, save
 
@@ -72,7 +72,7 @@ def test_a_restart_goes_on_removing(directory: Path) -> None:
 def test_space_goes_back_to_the_file_system(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_log, "KEEP_FREE_PAGES", 100)
+    monkeypatch.setattr(free_pages, "KEEP_FREE_PAGES", 100)
     opened = filled(directory, 500, bytes(10_000))
     opened.log.compact(entry_id(490))
     large = directory / DATABASE_NAME
@@ -101,7 +101,7 @@ def test_a_database_that_can_not_shrink_uses_its_pages_again(
     connection.execute("PRAGMA auto_vacuum=NONE")
     connection.execute("VACUUM")
     connection.close()
-    monkeypatch.setattr(sqlite_log, "KEEP_FREE_PAGES", 100)
+    monkeypatch.setattr(free_pages, "KEEP_FREE_PAGES", 100)
     opened = filled(directory, 500, bytes(10_000))
     opened.log.compact(entry_id(500))
     while opened.log.needs_maintenance:
@@ -111,6 +111,53 @@ def test_a_database_that_can_not_shrink_uses_its_pages_again(
     opened.log.write([batch(*(entry(index, data=bytes(10_000)) for index in range(501, 900)))])
     opened.close()
     assert (directory / DATABASE_NAME).stat().st_size == before
+
+
+def files_with(path: Path, needle: bytes) -> list[str]:
+    """Files of a directory that hold some bytes."""
+    found = [each for each in sorted(path.rglob("*")) if each.is_file()]
+    return [each.name for each in found if needle in each.read_bytes()]
+
+
+@pytest.mark.parametrize("size_bytes", [20, 700, 9_000])
+def test_what_was_deleted_is_in_no_file_once_it_is_cleaned(
+    directory: Path, size_bytes: int
+) -> None:
+    """In rows that share a page, that fill one, and that go on in others; compacted before and
+    after the deletion, while the log goes on being written."""
+    secret = b"pupil-7f3a91"
+    data = secret.ljust(size_bytes, b".")
+    opened = filled(directory, 900, data)
+    opened.log.compact(entry_id(300))
+    while opened.log.needs_maintenance:
+        opened.log.maintain()
+    opened.log.write([batch(*(entry(index, data=b"other") for index in range(901, 1_200)))])
+    opened.log.compact(entry_id(900))
+    opened.log.clean()
+    index = 1_200
+    while opened.log.needs_maintenance:
+        opened.log.maintain()
+        opened.log.write([batch(entry(index, data=b"other"))])
+        index += 1
+    assert files_with(directory, secret) == []
+    assert len(opened.log.load(again=True).entries) == index - 901
+    opened.close()
+    again = DataDirectory.open(directory, N1)
+    assert len(again.log.load().entries) == index - 901
+    again.close()
+
+
+def test_without_cleaning_free_pages_keep_what_was_on_them(directory: Path) -> None:
+    """Else the test above could not fail."""
+    secret = b"pupil-7f3a91"
+    opened = filled(directory, 900, secret.ljust(700, b"."))
+    opened.log._database.checkpoint()
+    opened.log.compact(entry_id(900))
+    while opened.log.needs_maintenance:
+        opened.log.maintain()
+    opened.log._database.checkpoint()
+    assert files_with(directory, secret) == [DATABASE_NAME, f"{DATABASE_NAME}-wal"]
+    opened.close()
 
 
 def test_a_full_disk_delays_compaction_and_nothing_else(directory: Path) -> None:
