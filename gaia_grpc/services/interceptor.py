@@ -44,6 +44,7 @@ LEADER_KEY = "gaia-leader"
 THROUGH_SEQUENCE_KEY = "through_sequence"
 THROUGH_INDEX_KEY = "through_index"
 OVERLOAD_RETRY_MS = 200
+REFUSAL_LOG_INTERVAL_S = 1.0
 ABORT_TIMEOUT_S = 1.0
 """A status queues behind what a stalled client does not read: not waited for any longer."""
 
@@ -102,6 +103,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._not_served = not_served or {}
         self._bypass_prefix = bypass_prefix
         self._wrapped: dict[str, Handler] = {}
+        self._refusals = RefusalLog()
         self._log: structlog.typing.FilteringBoundLogger = structlog.get_logger("services").bind()
 
     async def intercept_service(
@@ -299,9 +301,33 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         name = (
             "debug" if isinstance(error, errors.DrainingError) else _LEVELS.get(wire.code, "info")
         )
+        if wire.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            unsaid = self._refusals.take(method, wire.reason)
+            if unsaid is None:
+                return wire
+            fields["not_logged"] = unsaid
         level = getattr(self._log, name)
         level("call failed", code=wire.code.name, reason=wire.reason, error=wire.message, **fields)
         return wire
+
+
+class RefusalLog:
+    """One line a second for each kind of refusal: thousands of them would cost more than the calls
+    that are refused, at the moment in which there is the least to spare."""
+
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
+        self._kinds: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def take(self, method: str, reason: str) -> int | None:
+        """How many were not logged since the last one that was; None for one that is not."""
+        now_s = self._now_s()
+        quiet_until_s, unsaid = self._kinds.get((method, reason), (0.0, 0))
+        if now_s < quiet_until_s:
+            self._kinds[method, reason] = (quiet_until_s, unsaid + 1)
+            return None
+        self._kinds[method, reason] = (now_s + REFUSAL_LOG_INTERVAL_S, 0)
+        return unsaid
 
 
 def _tolerant(parse: Deserializer | None, most_bytes: int) -> Deserializer | None:

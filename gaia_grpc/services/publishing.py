@@ -322,6 +322,7 @@ class Publisher:
         rejected, stats = packed.packing.rejected, self.gate.stats
         result.rejected.extend(rejected)
         if result.status == metrics_pb2.BATCH_STATUS_REFUSED:
+            stats.rejected += packed.sent
             return
         valid = packed.sent - len(rejected)
         stored = result.accepted_count + result.late_count

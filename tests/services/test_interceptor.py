@@ -19,7 +19,7 @@ from gaia_grpc import errors
 from gaia_grpc.config import ConsensusConfig, LimitsConfig
 from gaia_grpc.services.drain import Drain
 from gaia_grpc.services.error_table import ERROR_TABLE, find_row, refusal_error
-from gaia_grpc.services.interceptor import CallInterceptor
+from gaia_grpc.services.interceptor import CallInterceptor, RefusalLog
 from tests.support.served_peer import TIMEOUT_S, Failure, eventually, failure_of, read_failure
 
 Message = alert_pb2.SubscribeAlertsResponse
@@ -513,3 +513,14 @@ async def test_a_client_that_cancels_a_stream_is_not_told_anything() -> None:
             stream.cancel()
             await eventually(lambda: served.interceptor.streams == 0)
         assert logs == []
+
+
+def test_a_flood_of_refusals_is_one_line_a_second() -> None:
+    """Each had a line of its own, which cost a flooded peer more than to refuse them."""
+    now_s = 10.0
+    lines = RefusalLog(lambda: now_s)
+    assert [lines.take("/a", "OVERLOADED") for _ in range(4)] == [0, None, None, None]
+    assert lines.take("/b", "OVERLOADED") == 0
+    now_s += 1.0
+    assert lines.take("/a", "OVERLOADED") == 3
+    assert lines.take("/a", "OVERLOADED") is None

@@ -293,7 +293,7 @@ class MetricIngest(_message.Message):
     duplicate_total: _builtins.int
     """Of batches that were stored before."""
     rejected_total: _builtins.int
-    """Not valid."""
+    """Not valid, or of batches that were refused for good."""
     sampled_total: _builtins.int
     """Left out under pressure (metrics.sampling); gap marks say so in their windows."""
     refused_total: _builtins.int
