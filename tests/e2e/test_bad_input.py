@@ -11,7 +11,7 @@ from gaia.task.v1 import task_pb2
 
 from gaia_grpc.client import Client
 from gaia_grpc.client.rpc_errors import to_gaia_error
-from gaia_grpc.errors import InvalidArgumentError
+from gaia_grpc.errors import InvalidArgumentError, NotFoundError
 from gaia_grpc.testing import Cluster
 
 METHODS = [
@@ -101,3 +101,16 @@ async def test_every_refusal_carries_its_reason_and_domain(client3: Client) -> N
         await client3.peer().tasks.GetTask(task_pb2.GetTaskRequest(task_id="none"), timeout=5)
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     assert to_gaia_error(caught.value).instance_reason == "NOT_FOUND"
+
+
+async def test_a_bad_task_of_a_batch_and_an_unknown_one_are_named(client3: Client) -> None:
+    with pytest.raises(InvalidArgumentError) as refusal:
+        await client3.tasks.enqueue("")
+    assert [violation.field for violation in refusal.value.violations] == ["task_type"]
+    with pytest.raises(InvalidArgumentError) as refusal:
+        await client3.tasks.enqueue_batch([task_pb2.NewTask(task_type="ok"), task_pb2.NewTask()])
+    assert [violation.field for violation in refusal.value.violations] == ["tasks[1].task_type"]
+    with pytest.raises(NotFoundError):
+        await client3.tasks.get("no-such-task")
+    with pytest.raises(NotFoundError):
+        await client3.tasks.claim("no-such-session")

@@ -17,8 +17,6 @@ from gaia_grpc.client import Client
 from gaia_grpc.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
-    InvalidArgumentError,
-    NotFoundError,
     StaleClaimError,
 )
 from gaia_grpc.testing import Cluster
@@ -280,6 +278,33 @@ async def test_task_claim_order_is_priority_then_affinity_then_age(client: Clien
     assert [task.payload for task in claimed] == [b"high", b"match", b"other", b"low"]
 
 
+async def test_task_of_low_priority_waits_no_longer_than_the_bound_of_ageing(
+    client: Client,
+) -> None:
+    """A flood of higher priority never stops, and each claim takes one: the low one is overtaken
+    only by what came less than (2 - 0 + 1) intervals after it."""
+    interval_ms = 200
+    await client.cluster.update_settings({"task.ageing_interval": f"{interval_ms}ms"})
+    low = (await client.tasks.enqueue("flood", b"low", priority=0)).task
+    came: dict[str, int] = {}
+    overtaken_by: list[task_pb2.Task] = []
+    async with live_session(client, "flooded") as session, asyncio.timeout(20):
+        while True:
+            batch = [task_pb2.NewTask(task_type="flood", priority=2)] * 5
+            for task in (await client.tasks.enqueue_batch(batch)).tasks:
+                came[task.task_id] = task.create_time.ToMilliseconds()
+            [claimed] = (await client.tasks.claim(session.session_id, task_types=["flood"])).tasks
+            await client.tasks.complete(claimed)
+            if claimed.task_id == low.task_id:
+                break
+            overtaken_by.append(claimed)
+    await client.cluster.update_settings({"task.ageing_interval": "60s"})
+    latest_ms = max(came[task.task_id] for task in overtaken_by) - low.create_time.ToMilliseconds()
+    report(f"overtaken by {len(overtaken_by)} of {len(came)}, the last {latest_ms} ms younger")
+    assert len(overtaken_by) < len(came), "no flood: nothing higher was left"
+    assert latest_ms < 3 * interval_ms
+
+
 # --- T7: states ----------------------------------------------------------------------------------
 
 
@@ -369,16 +394,3 @@ async def test_task_waiting_claim_gets_the_task_that_comes(client: Client) -> No
         assert task.task_id == task_id
         assert time.monotonic() - began < 5
         assert not (await client.tasks.claim(session.session_id, task_types=["none"])).tasks
-
-
-async def test_task_bad_input_names_the_field(client: Client) -> None:
-    with pytest.raises(InvalidArgumentError) as refusal:
-        await client.tasks.enqueue("")
-    assert [violation.field for violation in refusal.value.violations] == ["task_type"]
-    with pytest.raises(InvalidArgumentError) as refusal:
-        await client.tasks.enqueue_batch([task_pb2.NewTask(task_type="ok"), task_pb2.NewTask()])
-    assert [violation.field for violation in refusal.value.violations] == ["tasks[1].task_type"]
-    with pytest.raises(NotFoundError):
-        await client.tasks.get("no-such-task")
-    with pytest.raises(NotFoundError):
-        await client.tasks.claim("no-such-session")

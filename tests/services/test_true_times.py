@@ -12,7 +12,7 @@ import pytest
 from gaia.session.v1 import session_pb2
 from gaia.task.v1 import task_pb2
 
-from tests.support.served_peer import TIMEOUT_S, ServedPeer, failure_of
+from tests.support.served_peer import TIMEOUT_S, Serve, ServedPeer, failure_of
 
 HEALTHY = session_pb2.HEALTH_HEALTHY
 DEGRADED = session_pb2.HEALTH_DEGRADED
@@ -172,6 +172,54 @@ async def test_task_retries_after_1_2_and_4_seconds(peer: ServedPeer) -> None:
     assert (ended.state, ended.retry_count) == (task_pb2.TASK_STATE_FAILED, 4)
     await keep_alive(peer, 60_000, session)
     assert await claim(peer, session) == []
+
+
+async def test_task_retry_jitter_shortens_each_wait_by_up_to_its_share(serve: Serve) -> None:
+    """T4: a thousand tasks that fail at one moment do not come back at one moment."""
+    async with serve({"task.retry_jitter": "0.5"}) as peer:
+        session = await peer.register("worker")
+        count = 50
+        for _ in range(count):
+            await enqueue(peer)
+        request = task_pb2.ClaimTasksRequest(session_id=session.session_id, max_tasks=count)
+        waits_ms = []
+        for task in (await peer.tasks.ClaimTasks(request, timeout=TIMEOUT_S)).tasks:
+            failure = task_pb2.FailTaskRequest(
+                task_id=task.task_id, claim_token=task.claim_token, session_id=session.session_id
+            )
+            failed = (await peer.tasks.FailTask(failure, timeout=TIMEOUT_S)).task
+            waits_ms.append(
+                failed.available_time.ToMilliseconds() - failed.update_time.ToMilliseconds()
+            )
+    assert len(waits_ms) == count
+    assert all(500 <= wait_ms <= 1_000 for wait_ms in waits_ms)
+    assert len(set(waits_ms)) > count // 2
+
+
+@pytest.mark.parametrize("ageing", ["60s", "0ms"])
+async def test_task_of_low_priority_is_overtaken_for_four_minutes_at_most(
+    serve: Serve, ageing: str
+) -> None:
+    """T6: each minute brings two tasks of priority 3 and time for one. A task of priority 0 goes
+    before all that came (3 - 0 + 1) minutes after it; without ageing it would never be its turn."""
+    async with serve({"task.ageing_interval": ageing}) as peer:
+        session = await peer.register("worker")
+        low = task_pb2.EnqueueTaskRequest(task_type="low", priority=0)
+        await peer.tasks.EnqueueTask(low, timeout=TIMEOUT_S)
+        order: list[str] = []
+        for minute in range(10):
+            for _ in range(2):
+                high = task_pb2.EnqueueTaskRequest(task_type=f"minute-{minute}", priority=3)
+                await peer.tasks.EnqueueTask(high, timeout=TIMEOUT_S)
+            [task] = await claim(peer, session)
+            order.append(task.task_type)
+            await peer.tasks.CompleteTask(completion(task), timeout=TIMEOUT_S)
+            await keep_alive(peer, 60_000, session)
+    if ageing == "0ms":
+        assert "low" not in order
+    else:
+        before = order[: order.index("low")]
+        assert before == [f"minute-{minute}" for minute in (0, 0, 1, 1, 2, 2)]
 
 
 async def test_task_claim_ends_after_ten_minutes(peer: ServedPeer) -> None:
