@@ -42,6 +42,7 @@ def list_sessions(
         str, typer.Option("--health", help="Only healthy, degraded or failed ones.")
     ] = "",
     provider: Annotated[str, typer.Option("--provider", help="Only of this provider.")] = "",
+    tier: Annotated[str, typer.Option("--tier", help="Only of this tier: manager or worker.")] = "",
     specialty: Annotated[str, typer.Option("--specialty", help="Only of this specialty.")] = "",
     label: LabelOption = None,
     limit: LimitOption = 1_000,
@@ -57,6 +58,7 @@ def list_sessions(
     request = session_pb2.ListSessionsRequest(
         provider=provider,
         health=_health(health),
+        tier=_tier(tier),
         specialty=specialty,
         labels=session_labels(_labels(label)),
     )
@@ -90,7 +92,9 @@ def list_sessions(
         ),
         "no sessions",
     )
-    print_cut_off(found, len(found.sessions), " or --health, --provider, --specialty, --label")
+    print_cut_off(
+        found, len(found.sessions), " or --health, --provider, --tier, --specialty, --label"
+    )
 
 
 @app.command("watch")
@@ -99,6 +103,7 @@ def watch_sessions(
         str, typer.Option("--health", help="Only healthy, degraded or failed ones.")
     ] = "",
     provider: Annotated[str, typer.Option("--provider", help="Only of this provider.")] = "",
+    tier: Annotated[str, typer.Option("--tier", help="Only of this tier: manager or worker.")] = "",
     specialty: Annotated[str, typer.Option("--specialty", help="Only of this specialty.")] = "",
     label: LabelOption = None,
     count: CountOption = None,
@@ -109,11 +114,16 @@ def watch_sessions(
     from gaia_grpc.cli.follow import follow
 
     chosen = _health(health)
+    chosen_tier = _tier(tier)
     labels = _labels(label)
     follow(
         cluster,
         lambda client: client.sessions.watch(
-            provider=provider, health=chosen, specialty=specialty, labels=labels
+            provider=provider,
+            health=chosen,
+            tier=chosen_tier,
+            specialty=specialty,
+            labels=labels,
         ),
         "session",
         (("SESSION", 14), ("HEALTH", 8), ("TASKS", 7), ("SPECIALTY", 10), ("TIER", 7),
@@ -219,6 +229,16 @@ def _health(word: str) -> session_messages.Health.ValueType:
         return session_pb2.Health.Value(f"HEALTH_{(word or 'unspecified').upper()}")
     except ValueError as error:
         raise ConfigError("--health must be healthy, degraded or failed") from error
+
+
+def _tier(word: str) -> session_messages.Tier.ValueType:
+    """The tier that a word names; empty is any."""
+    from gaia.session.v1 import session_pb2
+
+    try:
+        return session_pb2.Tier.Value(f"TIER_{(word or 'unspecified').upper()}")
+    except ValueError as error:
+        raise ConfigError("--tier must be manager or worker") from error
 
 
 def _watched_cells(session: session_messages.Session) -> tuple[object, ...]:

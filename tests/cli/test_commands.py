@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from gaia_grpc.cli.main import main
+from gaia_grpc.services.registry import NOT_SERVED
 from gaia_grpc.testing import Cluster
 
 Gaia = Callable[..., tuple[int, str, str]]
@@ -98,6 +99,8 @@ def test_sessions(gaia: Gaia) -> None:
     names = [each["name"] for each in answer(gaia, "sessions", "--json")["sessions"]]
     assert "cli-session" in names
     assert gaia("sessions", "--health", "failed")[1] == "no sessions\n"
+    assert gaia("sessions", "--tier", "manager")[1] == "no sessions\n"
+    assert "--tier must be" in gaia("sessions", "--tier", "boss")[2]
     assert answer(gaia, "sessions", "get", session_id, "--json")["name"] == "cli-session"
     assert "healthy" in gaia("sessions", "get", session_id)[1]
     code, _, err = gaia("sessions", "get", "nobody")
@@ -372,10 +375,10 @@ def test_settings_are_shown_and_changed(gaia: Gaia) -> None:
 
 
 def test_an_rpc_that_is_not_served_yet_says_so(gaia: Gaia) -> None:
-    code, out, err = gaia("call", "ClassroomService/GetClassroom", '{"classroomId": "x"}')
-    assert code == 1
-    assert out == ""
-    assert err.startswith("error: UNIMPLEMENTED: ")
+    for method in NOT_SERVED:
+        code, out, err = gaia("call", method.removeprefix("/"), "{}")
+        assert (code, out) == (1, "")
+        assert err.startswith("error: UNIMPLEMENTED: ")
 
 
 # --- call -----------------------------------------------------------------------------------------

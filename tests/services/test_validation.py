@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -18,7 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from gaia_grpc.config import LimitsConfig
-from gaia_grpc.errors import InvalidArgumentError
+from gaia_grpc.errors import FieldViolation, InvalidArgumentError
 from gaia_grpc.services.registry import NOT_SERVED, SERVICES
 from gaia_grpc.services.request_rules import build_rules, build_validator
 from gaia_grpc.services.validation import Items, Part, Validator, is_id, required_id, text
@@ -287,6 +287,54 @@ def test_every_field_of_a_request_has_a_rule(package: str) -> None:
     ]
     assert len(found) > 10
     assert [path for path, has_rule in found if not has_rule] == []
+
+
+EXCESSES: dict[int, list[Any]] = {
+    FieldDescriptor.TYPE_STRING: ["x" * 100_000],
+    FieldDescriptor.TYPE_BYTES: [b"x" * 100],
+    FieldDescriptor.TYPE_INT32: [-(2**31), 2**31 - 1],
+    FieldDescriptor.TYPE_INT64: [-(2**63), 2**63 - 1],
+    FieldDescriptor.TYPE_DOUBLE: [float("nan"), float("inf"), -1.0],
+    FieldDescriptor.TYPE_ENUM: [99],
+}
+
+
+def excesses(field: Any) -> list[Any]:  # the stubs know two kinds of descriptors
+    """Values that no field of this kind may take."""
+    if field.type != FieldDescriptor.TYPE_MESSAGE:
+        values = EXCESSES[field.type]
+        return [values * 10_001] if field.is_repeated else values
+    kind = message_factory.GetMessageClass(field.message_type)
+    if field.is_repeated:
+        return [[kind()] * 10_001]
+    return [Duration(seconds=10**11), Duration(seconds=-1)] if kind is Duration else [kind()]
+
+
+@pytest.mark.parametrize("package", ["session", "task", "lock"])
+def test_every_field_of_a_request_has_a_bound_that_is_told(package: str) -> None:
+    """One value after the other that is too much; tokens and indexes have only a lower bound."""
+    for message in VALIDATOR.fields:
+        if not message.DESCRIPTOR.full_name.startswith(f"gaia.{package}.v1."):
+            continue
+        for field in message.DESCRIPTOR.fields:
+            if field.type == FieldDescriptor.TYPE_BOOL:
+                continue
+            told = [
+                violation.description
+                for value in excesses(field)
+                for violation in violations_of(message(**{field.name: value}))
+                if violation.field.partition(".")[0] == field.name
+            ]
+            assert told, f"{message.DESCRIPTOR.full_name}.{field.name}"
+            assert all(told)
+
+
+def violations_of(request_message: Message) -> Sequence[FieldViolation]:
+    try:
+        VALIDATOR.check(request_message)
+    except InvalidArgumentError as error:
+        return error.violations
+    return ()
 
 
 NESTED: dict[str, tuple[type[Message], type[Message]]] = {

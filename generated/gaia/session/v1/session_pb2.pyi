@@ -194,9 +194,9 @@ class Label(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     key: _builtins.str
-    """Key, unique in its session."""
+    """Key, unique in its session; [A-Za-z0-9._:-]{1,128}."""
     value: _builtins.str
-    """Value."""
+    """Value, at most 256 characters of one line."""
     def __init__(
         self,
         *,
@@ -225,7 +225,7 @@ class RegisterSessionRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name, unique among live sessions; required."""
+    """Name, unique among live sessions; required, at most 128 characters of one line."""
     specialty: _builtins.str
     """What it is good at; empty is "general"."""
     max_concurrent_tasks: _builtins.int

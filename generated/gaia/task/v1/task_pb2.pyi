@@ -414,16 +414,22 @@ class NewTask(_message.Message):
     priority: _builtins.int
     """Higher goes first; -1,000 to 1,000."""
     idempotency_key: _builtins.str
-    """The caller's key; the same key and content is the same task."""
+    """The caller's key, at most 256 characters; the same key and content is the same task."""
     max_retries: _builtins.int
-    """Retries before it is FAILED; unset takes task.max_retries (3)."""
+    """Retries before it is FAILED, 0 to 1,000; unset takes the policy of its type, or
+    task.max_retries (3).
+    """
     @_builtins.property
     def delay(self) -> _duration_pb2.Duration:
-        """Not to be claimed before this much log time has passed."""
+        """Not to be claimed before this much log time has passed; at most 30 days, and shorter than the
+        deadline.
+        """
 
     @_builtins.property
     def deadline(self) -> _duration_pb2.Duration:
-        """Not worth doing after this much log time; unset where there is no deadline."""
+        """Not worth doing after this much log time, 1 ms to 30 days: a task that is still open then is
+        FAILED, and a claim on it ends. Unset where there is no deadline.
+        """
 
     @_builtins.property
     def depends_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -479,22 +485,30 @@ class EnqueueTaskRequest(_message.Message):
     priority: _builtins.int
     """Higher goes first; -1,000 to 1,000."""
     idempotency_key: _builtins.str
-    """The caller's key; the same key and content is the same task."""
+    """The caller's key, at most 256 characters; the same key and content is the same task."""
     max_retries: _builtins.int
-    """Retries before it is FAILED; unset takes task.max_retries (3)."""
+    """Retries before it is FAILED, 0 to 1,000; unset takes the policy of its type, or
+    task.max_retries (3).
+    """
     request_id: _builtins.str
     """Makes a retry safe; kept for 15 minutes."""
     @_builtins.property
     def delay(self) -> _duration_pb2.Duration:
-        """Not to be claimed before this much log time has passed."""
+        """Not to be claimed before this much log time has passed; at most 30 days, and shorter than the
+        deadline.
+        """
 
     @_builtins.property
     def deadline(self) -> _duration_pb2.Duration:
-        """Not worth doing after this much log time; unset where there is no deadline."""
+        """Not worth doing after this much log time, 1 ms to 30 days: a task that is still open then is
+        FAILED, and a claim on it ends. Unset where there is no deadline.
+        """
 
     @_builtins.property
     def depends_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Tasks that must be COMPLETED first; at most 64."""
+        """Tasks that must be COMPLETED first; at most 64. BLOCKED until then; where one of them ends
+        otherwise, this one is FAILED.
+        """
 
     def __init__(
         self,
@@ -647,7 +661,7 @@ class ClaimTasksRequest(_message.Message):
 
     @_builtins.property
     def task_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only tasks of these types; empty is all."""
+        """Only tasks of these types, at most 100; empty is all."""
 
     def __init__(
         self,
@@ -988,10 +1002,12 @@ class FailTaskRequest(_message.Message):
     permanent: _builtins.bool
     """The task can never succeed: no retry."""
     error_type: _builtins.str
-    """Kind of the error, for example the name of an exception; see TaskPolicy.final_error_types."""
+    """Kind of the error, for example the name of an exception, at most 128 characters; see
+    TaskPolicy.final_error_types.
+    """
     @_builtins.property
     def retry_delay(self) -> _duration_pb2.Duration:
-        """Wait before the retry, instead of the backoff; unset takes the backoff."""
+        """Wait before the retry, instead of the backoff, at most 30 days; unset takes the backoff."""
 
     def __init__(
         self,
@@ -1692,22 +1708,22 @@ class TaskPolicy(_message.Message):
     task_type: _builtins.str
     """The type."""
     max_retries: _builtins.int
-    """Retries of a task that names no number itself."""
+    """Retries of a task that names no number itself, 0 to 1,000."""
     retry_jitter: _builtins.float
     """Share of a wait, 0 to 1, by which it may be shorter, so that many tasks that failed at once are
     not tried again at once. The same for the same task and attempt on every peer.
     """
     @_builtins.property
     def retry_base(self) -> _duration_pb2.Duration:
-        """Wait before the first retry; each further wait is twice as long."""
+        """Wait before the first retry, at most 1 hour; each further wait is twice as long."""
 
     @_builtins.property
     def retry_max_delay(self) -> _duration_pb2.Duration:
-        """Longest wait before a retry."""
+        """Longest wait before a retry, 1 ms to 7 days."""
 
     @_builtins.property
     def claim_timeout(self) -> _duration_pb2.Duration:
-        """A claim that is not extended for this long is taken back."""
+        """A claim that is not extended for this long is taken back; 50 ms to 7 days."""
 
     @_builtins.property
     def final_error_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -1715,7 +1731,7 @@ class TaskPolicy(_message.Message):
 
     @_builtins.property
     def retention(self) -> _duration_pb2.Duration:
-        """How long finished tasks are kept."""
+        """How long finished tasks are kept, 1 s to 365 days."""
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:

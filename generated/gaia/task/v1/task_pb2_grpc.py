@@ -162,7 +162,9 @@ class TaskServiceServicer(object):
 
     def ClaimTasks(self, request, context):
         """ClaimTasks takes tasks for a session: higher priority first, then better affinity, then older.
-        A repeated request_id returns the same claim while it lives.
+        A pending task gains one level of priority each task.ageing_interval, so that one of priority p
+        goes before each of priority q > p that could first be claimed (q - p + 1) intervals later or
+        more. A repeated request_id returns the same claim while it lives.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -191,7 +193,8 @@ class TaskServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def FailTask(self, request, context):
-        """FailTask reports a failed attempt: it is tried again after 1, 2 and 4 s, then it is FAILED.
+        """FailTask reports a failed attempt: it is tried again after 1, 2 and 4 s, or as the policy of its
+        type or retry_delay says; then it is FAILED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -49,7 +49,9 @@ class TaskServiceStub:
     """BatchEnqueueTasks adds many tasks in one log entry: all of them or, on an error, none."""
     ClaimTasks: _grpc.UnaryUnaryMultiCallable[_task_pb2.ClaimTasksRequest, _task_pb2.ClaimTasksResponse]
     """ClaimTasks takes tasks for a session: higher priority first, then better affinity, then older.
-    A repeated request_id returns the same claim while it lives.
+    A pending task gains one level of priority each task.ageing_interval, so that one of priority p
+    goes before each of priority q > p that could first be claimed (q - p + 1) intervals later or
+    more. A repeated request_id returns the same claim while it lives.
     """
     ExtendClaim: _grpc.UnaryUnaryMultiCallable[_task_pb2.ExtendClaimRequest, _task_pb2.ExtendClaimResponse]
     """ExtendClaim renews the claim's 10 minutes and may store progress for the next claimant."""
@@ -60,7 +62,9 @@ class TaskServiceStub:
     BatchCompleteTasks: _grpc.UnaryUnaryMultiCallable[_task_pb2.BatchCompleteTasksRequest, _task_pb2.BatchCompleteTasksResponse]
     """BatchCompleteTasks ends many tasks in one log entry; each has an outcome of its own."""
     FailTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.FailTaskRequest, _task_pb2.FailTaskResponse]
-    """FailTask reports a failed attempt: it is tried again after 1, 2 and 4 s, then it is FAILED."""
+    """FailTask reports a failed attempt: it is tried again after 1, 2 and 4 s, or as the policy of its
+    type or retry_delay says; then it is FAILED.
+    """
     ReleaseTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.ReleaseTaskRequest, _task_pb2.ReleaseTaskResponse]
     """ReleaseTask gives a claimed task back without counting an attempt."""
     CancelTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.CancelTaskRequest, _task_pb2.CancelTaskResponse]
@@ -110,7 +114,9 @@ class TaskServiceAsyncStub(TaskServiceStub):
     """BatchEnqueueTasks adds many tasks in one log entry: all of them or, on an error, none."""
     ClaimTasks: _aio.UnaryUnaryMultiCallable[_task_pb2.ClaimTasksRequest, _task_pb2.ClaimTasksResponse]  # type: ignore[assignment]
     """ClaimTasks takes tasks for a session: higher priority first, then better affinity, then older.
-    A repeated request_id returns the same claim while it lives.
+    A pending task gains one level of priority each task.ageing_interval, so that one of priority p
+    goes before each of priority q > p that could first be claimed (q - p + 1) intervals later or
+    more. A repeated request_id returns the same claim while it lives.
     """
     ExtendClaim: _aio.UnaryUnaryMultiCallable[_task_pb2.ExtendClaimRequest, _task_pb2.ExtendClaimResponse]  # type: ignore[assignment]
     """ExtendClaim renews the claim's 10 minutes and may store progress for the next claimant."""
@@ -121,7 +127,9 @@ class TaskServiceAsyncStub(TaskServiceStub):
     BatchCompleteTasks: _aio.UnaryUnaryMultiCallable[_task_pb2.BatchCompleteTasksRequest, _task_pb2.BatchCompleteTasksResponse]  # type: ignore[assignment]
     """BatchCompleteTasks ends many tasks in one log entry; each has an outcome of its own."""
     FailTask: _aio.UnaryUnaryMultiCallable[_task_pb2.FailTaskRequest, _task_pb2.FailTaskResponse]  # type: ignore[assignment]
-    """FailTask reports a failed attempt: it is tried again after 1, 2 and 4 s, then it is FAILED."""
+    """FailTask reports a failed attempt: it is tried again after 1, 2 and 4 s, or as the policy of its
+    type or retry_delay says; then it is FAILED.
+    """
     ReleaseTask: _aio.UnaryUnaryMultiCallable[_task_pb2.ReleaseTaskRequest, _task_pb2.ReleaseTaskResponse]  # type: ignore[assignment]
     """ReleaseTask gives a claimed task back without counting an attempt."""
     CancelTask: _aio.UnaryUnaryMultiCallable[_task_pb2.CancelTaskRequest, _task_pb2.CancelTaskResponse]  # type: ignore[assignment]
@@ -183,7 +191,9 @@ class TaskServiceServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.ClaimTasksResponse, _abc.Awaitable[_task_pb2.ClaimTasksResponse]]:
         """ClaimTasks takes tasks for a session: higher priority first, then better affinity, then older.
-        A repeated request_id returns the same claim while it lives.
+        A pending task gains one level of priority each task.ageing_interval, so that one of priority p
+        goes before each of priority q > p that could first be claimed (q - p + 1) intervals later or
+        more. A repeated request_id returns the same claim while it lives.
         """
 
     def ExtendClaim(
@@ -214,7 +224,9 @@ class TaskServiceServicer:
         request: _task_pb2.FailTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.FailTaskResponse, _abc.Awaitable[_task_pb2.FailTaskResponse]]:
-        """FailTask reports a failed attempt: it is tried again after 1, 2 and 4 s, then it is FAILED."""
+        """FailTask reports a failed attempt: it is tried again after 1, 2 and 4 s, or as the policy of its
+        type or retry_delay says; then it is FAILED.
+        """
 
     def ReleaseTask(
         self,
