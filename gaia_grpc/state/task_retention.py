@@ -71,9 +71,19 @@ class FinishedTasks:
         """Tasks that were requeued leave entries behind: never more than `finished` and some."""
         if len(self) <= 2 * finished + STALE_AT_LEAST:
             return
-        self._sweep.keep(is_current)
-        self._heap = [item for item in self._heap if is_current(item[1])]
-        heapq.heapify(self._heap)
+        # A task may have finished several times at one instant: the first entry drops it.
+        seen: set[Finish] = set()
+
+        def wanted(finish: Finish) -> bool:
+            if finish in seen or not is_current(finish):
+                return False
+            seen.add(finish)
+            return True
+
+        # In the order in which they are dropped; sorted, so a heap.
+        self._heap = [item for item in sorted(self._heap) if wanted(item[1])]
+        seen.clear()
+        self._sweep.keep(wanted)
 
     # --- timers: when they are due is state, as in `Sweep`
 

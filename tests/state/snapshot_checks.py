@@ -21,6 +21,7 @@ QUERIES: tuple[dict[str, Any], ...] = (
     {"score_sessions": {"affinity": "math"}},
     {"list_tasks": {"page_size": 1_000}},
     {"get_queue_stats": {}},
+    {"list_task_policies": {}},
     {"get_settings": {}},
     *({"get_task": {"task_id": f"t-{number:012d}"}} for number in range(1, 40)),
     *({"claim_wait": {"waiter_id": number}} for number in range(1, 40)),
@@ -139,6 +140,9 @@ def busy_log(seed: int, steps: int = 400) -> Log:
         ("request.retention", "30s"),
         ("request.ingress_retention", "5s"),
         ("session.retention", "60s"),
+        ("task.ageing_interval", "3s"),
+        ("task.retry_jitter", "0.5"),
+        ("task.max_dependents", "6"),
     )
     for number in range(5):
         log.register(f"w{number}", ("math", "art", "general")[number % 3], 2)
@@ -178,7 +182,10 @@ def _step(log: Log, source: random.Random) -> tuple[str, dict[str, Any]]:
     task_id = f"t-{source.randrange(max(1, newest - 30), newest + 2):012d}"
     choice = source.randrange(27)
     if choice < 4:
-        return "enqueue_tasks", {"tasks": [_spec(source) for _ in range(source.randrange(1, 3))]}
+        count = source.randrange(1, 4)
+        return "enqueue_tasks", {
+            "tasks": [_spec(source, newest, position) for position in range(count)]
+        }
     if choice < 9:
         return "claim_tasks", {
             "session_id": session_id,
@@ -206,7 +213,9 @@ def _step(log: Log, source: random.Random) -> tuple[str, dict[str, Any]]:
     if choice == 15:
         return "cancel_task", {"task_id": task_id, "reason": "not needed"}
     if choice == 16:
-        return "requeue_task", {"task_id": task_id}
+        return "requeue_task", {
+            "task_id": task_id, "include_dependents": source.random() < 0.5,
+        }  # fmt: skip
     if choice == 17:
         return "cancel_claim_wait", {"waiter_id": source.randrange(1, 40)}
     if choice == 18:
@@ -216,23 +225,52 @@ def _step(log: Log, source: random.Random) -> tuple[str, dict[str, Any]]:
     return _end(log, source, choice, held)
 
 
-def _spec(source: random.Random) -> dict[str, Any]:
+def _spec(source: random.Random, newest: int, position: int) -> dict[str, Any]:
+    depends_on = []
+    if source.random() < 0.4:
+        depends_on = [
+            f"t-{max(1, newest - source.randrange(12)):012d}" for _ in range(source.randrange(3))
+        ]
+        if position:
+            depends_on.append(f"#{source.randrange(position)}")
+    delay_ms = source.choice([0, 0, 5_000])
     return {
         "task_type": source.choice(["grade", "tutor"]),
         "affinity": source.choice(["math", "art", "general"]),
         "priority": source.randrange(-1, 2),
         "idempotency_key": source.choice(["", "", f"k{source.randrange(50)}"]),
-        "delay_ms": source.choice([0, 0, 5_000]),
+        "delay_ms": delay_ms,
         "max_retries": source.randrange(3),
         "payload": source.randbytes(source.randrange(20)),
+        "deadline_ms": source.choice([0, 0, delay_ms + 9_000]),
+        "depends_on": depends_on,
     }
+
+
+def _policy(source: random.Random) -> tuple[str, dict[str, Any]]:
+    task_type = source.choice(["grade", "tutor"])
+    if source.random() < 0.3:
+        return "delete_task_policy", {"task_type": task_type}
+    policy: dict[str, Any] = {"task_type": task_type}
+    if source.random() < 0.7:
+        policy["retention"] = {"seconds": source.choice([1, 8, 60])}
+    if source.random() < 0.5:
+        policy["claim_timeout"] = {"seconds": source.choice([5, 30])}
+        policy["retry_jitter"] = 1.0
+    if source.random() < 0.5:
+        policy["final_error_types"] = ["fatal"]
+    return "put_task_policy", policy
 
 
 def _rare(source: random.Random, session_id: str) -> tuple[str, dict[str, Any]]:
     if source.random() < 0.3:
         return "deregister_session", {"session_id": session_id}
+    if source.random() < 0.4:
+        return _policy(source)
     change = source.choice(
         [
+            ("task.ageing_interval", "0ms"),
+            ("task.ageing_interval", "2s"),
             ("session.degraded_after", "10s"),
             ("session.degraded_after", "16s"),
             ("task.max_finished", "3"),
@@ -251,7 +289,11 @@ def _end(log: Log, source: random.Random, choice: int, held: Any) -> tuple[str, 
     if choice == 20:
         return "release_task", claim
     if choice == 21:
-        return "fail_task", {**claim, "error": "boom", "permanent": source.random() < 0.2}
+        failure = {**claim, "error": "boom", "permanent": source.random() < 0.2}
+        failure["error_type"] = source.choice(["", "", "flaky", "fatal"])
+        if source.random() < 0.3:
+            failure["retry_delay_ms"] = source.choice([0, 700, 4_000])
+        return "fail_task", failure
     session_id = claim.pop("session_id")
     completion = {**claim, "result": source.randbytes(6)}
     return "complete_tasks", {"session_id": session_id, "completions": [completion]}
