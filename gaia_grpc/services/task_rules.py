@@ -55,17 +55,7 @@ _EARLIER = re.compile(r"#(0|[1-9][0-9]{0,5})")
 def task_rules(limits: LimitsConfig) -> Mapping[type[Message], Rules]:
     """Of the requests that change the queue."""
     payload = size(limits.max_payload_size_bytes)
-    new_task: Rules = {
-        "task_type": required_id,
-        "payload": payload,
-        "affinity": optional_id,
-        "priority": whole(-1_000, 1_000),
-        "idempotency_key": text(MAX_KEY_CHARACTERS),
-        "max_retries": whole(0, MAX_RETRIES),
-        "delay": duration(MAX_TASK_DELAY_MS),
-        "deadline": WhenSet(duration(MAX_TASK_DELAY_MS, least_ms=1)),
-        "depends_on": each(required_id, MAX_DEPENDENCIES),
-    }
+    new_task = _new_task(payload)
     in_batch: Rules = {**new_task, "depends_on": each(_dependency, MAX_DEPENDENCIES)}
     claim: Rules = {
         "task_id": required_id,
@@ -113,6 +103,20 @@ def task_rules(limits: LimitsConfig) -> Mapping[type[Message], Rules]:
         task_pb2.RequeueTaskRequest: {"task_id": required_id, "request_id": optional_id},
         task_pb2.PutTaskPolicyRequest: {"policy": Part(_policy()), "request_id": optional_id},
         task_pb2.DeleteTaskPolicyRequest: {"task_type": required_id, "request_id": optional_id},
+    }
+
+
+def _new_task(payload: Rule) -> Rules:
+    return {
+        "task_type": required_id,
+        "payload": payload,
+        "affinity": optional_id,
+        "priority": whole(-1_000, 1_000),
+        "idempotency_key": text(MAX_KEY_CHARACTERS),
+        "max_retries": whole(0, MAX_RETRIES),
+        "delay": duration(MAX_TASK_DELAY_MS),
+        "deadline": WhenSet(duration(MAX_TASK_DELAY_MS, least_ms=1)),
+        "depends_on": each(required_id, MAX_DEPENDENCIES),
     }
 
 
