@@ -105,6 +105,8 @@ def decode(reader: varints.Reader, start_ms: int) -> Inputs:
         if place >= len(CHANNELS) or place in inputs or not 1 <= size <= MAX_STEPS:
             raise ValueError("no column of detector inputs")
         counts = _take_bits(reader, size)
+        if not counts:
+            raise ValueError("no column of detector inputs")
         unit = reader.take()
         scaled = _take_bits(reader, size)
         sums = [each * unit for each in (scaled or counts)]

@@ -9,6 +9,7 @@ from gaia.alert.v1 import alert_pb2
 from gaia.command.v1 import command_pb2, query_pb2
 from gaia.metrics.v1 import metrics_pb2
 
+from gaia_grpc.state.feature_levels import FEATURE_LEVEL
 from gaia_grpc.state.metrics import MetricsTable
 from gaia_grpc.state.packing import pack_batch
 from tests.state.harness import Log
@@ -48,8 +49,8 @@ def make_batch(
 class Lesson(Log):
     """Publishes batches with fresh sequences and reads windows and alerts."""
 
-    def __init__(self, *settings: tuple[str, str]) -> None:
-        super().__init__(*settings)
+    def __init__(self, *settings: tuple[str, str], level: int = FEATURE_LEVEL) -> None:
+        super().__init__(*settings, level=level)
         self._sequence = 0
 
     def metrics_table(self) -> MetricsTable:
