@@ -105,7 +105,9 @@ class SessionTable:
 
     def claims_changed(self, session: Session) -> None:
         """The session holds one task more or less."""
-        self._changed(session, session.mark)
+        mark = session.mark
+        self._changes.note(session.number, mark, mark)
+        self._context.touch(topics.SESSIONS)
 
     def settings_changed(self) -> None:
         """Times may be shorter now: looks at each session again."""
