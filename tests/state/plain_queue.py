@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 DEGRADED_MS, FAILED_MS, CLAIM_MS, BASE_MS = 15_000, 30_000, 20_000, 1_000
+AGEING_MS, MAX_RETRY_MS, MAX_DEPENDENTS, MAX_RETRIES = 10_000, 3_600_000, 4, 3
+
+OPEN = ("PENDING", "SCHEDULED", "CLAIMED", "BLOCKED")
 
 
 @dataclass
@@ -21,6 +24,23 @@ class PlainTask:
     retries: int = 0
     token: int = 0
     holder: str = ""
+    epoch: int | None = None
+    delay_ms: int = 0
+    deadline_ms: int = 0
+    depends_on: tuple[int, ...] = ()
+    waiting_for: list[int] = field(default_factory=list)
+    failed_by: int = 0
+    error_type: str = ""
+    finish_ms: int = 0
+
+
+@dataclass
+class PlainPolicy:
+    max_retries: int = MAX_RETRIES
+    base_ms: int = BASE_MS
+    claim_ms: int = CLAIM_MS
+    final: str = "none"
+    retention_ms: int | None = None
 
 
 @dataclass
@@ -55,6 +75,10 @@ class PlainQueue:
         self.fetched: dict[int, PlainWaiter] = {}
         self.last_token = 0
         self.last_waiter = 0
+        self.start_ms = now_ms
+        self.policies: dict[str, PlainPolicy] = {}
+        self.purges: list[tuple[int, int, int]] = []
+        self.failed_attempts = self.dead_letters = self.purged = 0
 
     # --- questions
 
@@ -74,6 +98,17 @@ class PlainQueue:
             and (unmatched or score(session.specialty, task.affinity) > 0)
         )
 
+    def policy(self, task: PlainTask) -> PlainPolicy:
+        return self.policies.get(task.task_type, PlainPolicy())
+
+    def dependents(self, number: int) -> list[PlainTask]:
+        return [t for t in self.tasks if number in t.waiting_for and t.state != "PURGED"]
+
+    def aged(self, task: PlainTask) -> int:
+        """The priority with a level for each interval since it first could be claimed."""
+        assert task.epoch is not None
+        return task.priority + (self.now_ms - self.start_ms) // AGEING_MS - task.epoch
+
     def ready(self, session: PlainSession) -> bool:
         return session.health == "HEALTHY" and len(self.held(session)) < session.capacity
 
@@ -90,14 +125,14 @@ class PlainQueue:
             best = min(
                 fits,
                 key=lambda task: (
-                    -task.priority,
+                    -self.aged(task),
                     -score(session.specialty, task.affinity),
                     task.number,
                 ),
             )
             self.last_token += 1
             best.state, best.holder, best.token = "CLAIMED", session.session_id, self.last_token
-            best.due_ms = self.now_ms + CLAIM_MS
+            best.due_ms = self.now_ms + self.policy(best).claim_ms
             taken.append((best.number, best.token))
         return taken
 
@@ -128,18 +163,89 @@ class PlainQueue:
             self.waiters.remove(waiter)
             self.fetched[waiter.waiter_id] = waiter
 
-    def attempt_failed(self, task: PlainTask, *, permanent: bool = False) -> None:
+    def attempt_failed(
+        self,
+        task: PlainTask,
+        *,
+        permanent: bool = False,
+        retry_ms: int | None = None,
+        error_type: str = "",
+    ) -> None:
         task.retries += 1
-        if permanent or task.retries > task.max_retries:
-            task.state = "FAILED"
-        else:
+        task.error_type = error_type
+        self.failed_attempts += 1
+        policy = self.policy(task)
+        wait_ms = min(policy.base_ms * 2 ** (task.retries - 1), MAX_RETRY_MS)
+        if retry_ms is not None:
+            wait_ms = retry_ms
+        too_late = task.deadline_ms and self.now_ms + wait_ms >= task.deadline_ms
+        final = permanent or error_type == policy.final
+        if final or task.retries > task.max_retries or too_late:
+            self.finish(task, "FAILED")
+        elif wait_ms:
             task.state = "SCHEDULED"
-            task.due_ms = self.now_ms + BASE_MS * 2 ** (task.retries - 1)
+            task.due_ms = self.now_ms + wait_ms
+        else:
+            self.pending(task)
         self.serve(task.holder)
 
     def pending(self, task: PlainTask) -> None:
         task.state = "PENDING"
+        if task.epoch is None:
+            task.epoch = (self.now_ms - self.start_ms) // AGEING_MS
         self.offer(task)
+
+    def finish(self, task: PlainTask, state: str) -> None:
+        """The task ends, and those that depend on it hear of it."""
+        task.state, task.finish_ms = state, self.now_ms
+        self.dead_letters += state == "FAILED"
+        retention_ms = self.policy(task).retention_ms
+        if retention_ms is not None:
+            due_ms = -(-(self.now_ms + retention_ms) // 1_000) * 1_000
+            self.purges.append((due_ms, task.number, self.now_ms))
+        for other in self.dependents(task.number):
+            if state == "COMPLETED":
+                other.waiting_for.remove(task.number)
+                if other.state == "BLOCKED" and not other.waiting_for:
+                    self.unblock(other)
+            elif other.state == "BLOCKED":
+                other.failed_by = task.number
+                self.finish(other, "FAILED")
+
+    def unblock(self, task: PlainTask) -> None:
+        if task.delay_ms:
+            task.state, task.due_ms = "SCHEDULED", self.now_ms + task.delay_ms
+        else:
+            self.pending(task)
+
+    def stop(self, task: PlainTask, state: str) -> None:
+        """An open task ends, whoever holds it."""
+        held = task.state == "CLAIMED"
+        self.finish(task, state)
+        if held:
+            self.serve(task.holder)
+
+    # --- requeue
+
+    def stuck(self, task: PlainTask) -> bool:
+        """It waits for one that can't be completed."""
+        return any(self.tasks[n - 1].state not in (*OPEN, "COMPLETED") for n in task.waiting_for)
+
+    def failed_with(self, task: PlainTask) -> list[PlainTask]:
+        found = [
+            t for t in self.dependents(task.number)
+            if t.state == "FAILED" and t.failed_by == task.number
+        ]  # fmt: skip
+        below = [other for each in found for other in self.failed_with(each)]
+        return sorted([*found, *below], key=lambda each: each.number)
+
+    def requeue(self, task: PlainTask) -> None:
+        task.retries = task.deadline_ms = task.delay_ms = task.failed_by = 0
+        task.epoch = None
+        if task.waiting_for:
+            task.state = "BLOCKED"
+        else:
+            self.pending(task)
 
     def lose(self, session: PlainSession, *, counted: bool) -> None:
         self.waiters = [waiter for waiter in self.waiters if waiter.session is not session]
@@ -161,6 +267,9 @@ class PlainQueue:
                   if t.state == "SCHEDULED"),
                 *((t.due_ms, "task.claim", t.number) for t in self.tasks if t.state == "CLAIMED"),
                 *((w.due_ms, "task.wait", w.waiter_id) for w in self.waiters),
+                *((t.deadline_ms, "deadline.task", t.number) for t in self.tasks
+                  if t.deadline_ms and t.state in OPEN),
+                *((due_ms, "task.purge_by_policy", number) for due_ms, number, _ in self.purges),
             ]  # fmt: skip
             due = [event for event in events if event[0] <= end_ms]
             if not due:
@@ -180,12 +289,24 @@ class PlainQueue:
                 self.lose(session, counted=True)
         elif kind == "task.wait":
             self.waiters = [waiter for waiter in self.waiters if waiter.waiter_id != key]
+        elif kind == "task.purge_by_policy":
+            self.purge(int(key))
         else:
             task = self.tasks[int(key) - 1]
             if kind == "task.claim":
                 self.attempt_failed(task)
+            elif kind == "deadline.task":
+                self.stop(task, "FAILED")
             else:
                 self.pending(task)
+
+    def purge(self, number: int) -> None:
+        entry = min(each for each in self.purges if each[1] == number)
+        self.purges.remove(entry)
+        task = self.tasks[number - 1]
+        if task.state not in (*OPEN, "PURGED") and task.finish_ms == entry[2]:
+            task.state = "PURGED"
+            self.purged += 1
 
 
 def score(specialty: str, affinity: str) -> float:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gaia.session.v1 import session_pb2
 from gaia.task.v1 import task_pb2
+from google.protobuf.duration_pb2 import Duration
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gaia_grpc.state.machine import StateMachine
 from tests.state.harness import START_MS, Log, command
-from tests.state.plain_queue import PlainQueue, PlainSession, PlainTask
+from tests.state.plain_queue import (
+    AGEING_MS,
+    MAX_DEPENDENTS,
+    OPEN,
+    PlainPolicy,
+    PlainQueue,
+    PlainSession,
+    PlainTask,
+)
+from tests.state.snapshot_checks import restored, whole
 
 SUBJECTS = st.sampled_from(["general", "math", "art"])
 TYPES = st.sampled_from(["grade", "tutor"])
@@ -18,12 +30,22 @@ NAMES = st.sampled_from(["w1", "w2", "w3", "w4"])
 PICK = st.integers(0, 10**6)
 
 
+def milliseconds(value: int) -> Duration:
+    duration = Duration()
+    duration.FromMilliseconds(value)
+    return duration
+
+
 class QueueComparison(RuleBasedStateMachine):
     """Every rule does the same to both and compares what came of it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.log = Log(("task.claim_timeout", "20s"))
+        self.log = Log(
+            ("task.claim_timeout", "20s"),
+            ("task.ageing_interval", "10s"),
+            ("task.max_dependents", str(MAX_DEPENDENTS)),
+        )
         self.plain = PlainQueue(START_MS)
 
     # --- sessions
@@ -70,27 +92,137 @@ class QueueComparison(RuleBasedStateMachine):
 
     @rule(
         specs=st.lists(
-            st.tuples(TYPES, SUBJECTS, st.integers(-1, 1), st.integers(0, 2), st.booleans()),
+            st.tuples(
+                st.tuples(TYPES, SUBJECTS, st.integers(-1, 1)),
+                st.sampled_from([None, 0, 2]),
+                st.sampled_from([0, 0, 3_000]),
+                st.sampled_from([0, 0, 0, 2_000, 7_000, 25_000]),
+                st.lists(st.one_of(st.integers(-3, -1), PICK), max_size=2),
+            ),
             min_size=1,
             max_size=4,
         )
     )
-    def enqueue(self, specs: list[tuple[str, str, int, int, bool]]) -> None:
+    def enqueue(self, specs: list[tuple[Any, ...]]) -> None:
+        planned, refused = self.plan(specs)
         tasks = []
-        added = []
-        for task_type, affinity, priority, retries, delayed in specs:
-            spec = {"task_type": task_type, "affinity": affinity, "priority": priority}
-            delay_ms = 3_000 if delayed else 0
-            tasks.append({**spec, "max_retries": retries, "delay_ms": delay_ms})
+        for (task_type, affinity, priority), retries, delay_ms, deadline_ms, names in planned:
+            tasks.append(
+                {
+                    "task_type": task_type, "affinity": affinity, "priority": priority,
+                    "max_retries": retries, "delay_ms": delay_ms, "deadline_ms": deadline_ms,
+                    "depends_on": names,
+                }
+            )  # fmt: skip
+        if refused:
+            assert self.log.refuse(enqueue_tasks={"tasks": tasks}).reason == refused
+            return
+        added: list[PlainTask] = []
+        base = len(self.plain.tasks)
+        for (task_type, affinity, priority), retries, delay_ms, deadline_ms, names in planned:
             number = len(self.plain.tasks) + 1
-            task = PlainTask(number, task_type, affinity, priority, retries)
-            if delayed:
-                task.state, task.due_ms = "SCHEDULED", self.plain.now_ms + delay_ms
+            task = PlainTask(number, task_type, affinity, priority, 0)
+            task.max_retries = self.plain.policy(task).max_retries if retries is None else retries
+            task.delay_ms = delay_ms
+            task.deadline_ms = self.plain.now_ms + deadline_ms if deadline_ms else 0
+            numbers = [base + 1 + int(n[1:]) if n[0] == "#" else int(n[2:]) for n in names]
+            task.depends_on = tuple(dict.fromkeys(numbers))
+            task.waiting_for = [
+                n for n in sorted(task.depends_on) if n > base or self.state(n) != "COMPLETED"
+            ]
             self.plain.tasks.append(task)
             added.append(task)
         for task in added:
-            self.plain.offer(task)
+            if task.waiting_for:
+                task.state = "BLOCKED"
+            elif task.delay_ms:
+                task.state, task.due_ms = "SCHEDULED", self.plain.now_ms + task.delay_ms
+            else:
+                task.epoch = (self.plain.now_ms - START_MS) // AGEING_MS
+        for task in added:
+            if task.state == "PENDING":
+                self.plain.offer(task)
         self.log.do(enqueue_tasks={"tasks": tasks})
+
+    def plan(self, specs: list[tuple[Any, ...]]) -> tuple[list[tuple[Any, ...]], str]:
+        """The specs with the names of what they depend on, and why they will be refused."""
+        planned = []
+        refused = ""
+        counts: dict[str, int] = {}
+        for position, (*rest, picks) in enumerate(specs):
+            names = []
+            delay_ms, deadline_ms = rest[2], rest[3]
+            if 0 < deadline_ms <= delay_ms:
+                refused = refused or "INVALID_ARGUMENT"
+            for pick in picks:
+                if pick < 0 and position + pick >= 0:
+                    names.append(f"#{position + pick}")
+                elif pick >= 0 and self.plain.tasks:
+                    names.append(f"t-{pick % len(self.plain.tasks) + 1:012d}")
+            for name in dict.fromkeys(names):
+                refused = refused or self.refused(name, counts)
+            planned.append((*rest, names))
+        return planned, refused
+
+    def refused(self, name: str, counts: dict[str, int]) -> str:
+        """Why nothing can depend on this one; counts it where something can."""
+        state, before = "PENDING", 0
+        if name[0] != "#":
+            state = self.state(int(name[2:]))
+            before = len(self.plain.dependents(int(name[2:])))
+        if state == "PURGED":
+            return "NOT_FOUND"
+        if state in ("FAILED", "CANCELLED"):
+            return "DEPENDENCY_FAILED"
+        if state == "COMPLETED":
+            return ""
+        counts[name] = counts.get(name, before) + 1
+        return "TOO_MANY_DEPENDENTS" if counts[name] > MAX_DEPENDENTS else ""
+
+    def state(self, number: int) -> str:
+        return self.plain.tasks[number - 1].state
+
+    @rule(
+        task_type=TYPES,
+        retries=st.sampled_from([0, 3]),
+        base_ms=st.sampled_from([0, 2_000]),
+        claim_ms=st.sampled_from([5_000, 20_000]),
+        final=st.sampled_from(["none", "fatal"]),
+        retention_ms=st.sampled_from([None, None, 1_000, 8_500]),
+        delete=st.integers(0, 3),
+    )
+    def put_policy(
+        self,
+        task_type: str,
+        retries: int,
+        base_ms: int,
+        claim_ms: int,
+        final: str,
+        retention_ms: int | None,
+        delete: int,
+    ) -> None:
+        if delete == 0:
+            known = self.plain.policies.pop(task_type, None)
+            result = self.log.apply(command(delete_task_policy={"task_type": task_type}))
+            assert (result.refusal.reason == "NOT_FOUND") == (known is None)
+            return
+        policy = PlainPolicy(retries, base_ms, claim_ms, final, retention_ms)
+        self.plain.policies[task_type] = policy
+        body: dict[str, Any] = {
+            "task_type": task_type,
+            "max_retries": retries,
+            "retry_base": milliseconds(base_ms),
+            "claim_timeout": milliseconds(claim_ms),
+            "final_error_types": [final],
+        }
+        if retention_ms is not None:
+            body["retention"] = milliseconds(retention_ms)
+        self.log.do(put_task_policy=body)
+
+    @rule()
+    def restore(self) -> None:
+        """Any peer may have come from a snapshot."""
+        self.log.machine = restored(whole(self.log.machine))
 
     @precondition(lambda self: self.plain.sessions)
     @rule(
@@ -143,13 +275,17 @@ class QueueComparison(RuleBasedStateMachine):
         pick=PICK,
         verb=st.sampled_from(["complete", "fail", "permanent", "release", "extend"]),
         stale=st.integers(0, 5),
+        retry_ms=st.sampled_from([None, None, 0, 6_000]),
+        error_type=st.sampled_from(["", "flaky", "fatal"]),
     )
-    def end_claim(self, pick: int, verb: str, stale: int) -> None:
+    def end_claim(
+        self, pick: int, verb: str, stale: int, retry_ms: int | None, error_type: str
+    ) -> None:
         held = [task for task in self.plain.tasks if task.state == "CLAIMED"]
         if not held:
             return
         task = held[pick % len(held)]
-        claim = {
+        claim: dict[str, Any] = {
             "task_id": f"t-{task.number:012d}",
             "claim_token": task.token - (stale == 0),
             "session_id": task.holder,
@@ -161,45 +297,69 @@ class QueueComparison(RuleBasedStateMachine):
             refused = outcome.refusal.reason
         else:
             names = {"release": "release_task", "extend": "extend_claim"}
-            if verb == "permanent":
-                claim["permanent"] = True
+            if verb in ("fail", "permanent"):
+                claim["permanent"] = verb == "permanent"
+                claim["retry_delay_ms"] = retry_ms
+                claim["error_type"] = error_type
             sent = command(**{names.get(verb, "fail_task"): claim})
             refused = self.log.apply(sent).refusal.reason
         assert refused == ("" if stale else "STALE_CLAIM")
         if not stale:
             return
         if verb == "complete":
-            task.state = "COMPLETED"
+            self.plain.finish(task, "COMPLETED")
             self.plain.serve(task.holder)
         elif verb == "extend":
-            task.due_ms = self.plain.now_ms + 20_000
+            task.due_ms = self.plain.now_ms + self.plain.policy(task).claim_ms
         elif verb == "release":
             self.plain.pending(task)
             self.plain.serve(task.holder)
         else:
-            self.plain.attempt_failed(task, permanent=verb == "permanent")
+            self.plain.attempt_failed(
+                task, permanent=verb == "permanent", retry_ms=retry_ms, error_type=error_type
+            )
 
     @precondition(lambda self: self.plain.tasks)
-    @rule(pick=PICK, requeue=st.booleans())
-    def steer(self, pick: int, requeue: bool) -> None:
+    @rule(pick=PICK)
+    def cancel(self, pick: int) -> None:
         task = self.plain.tasks[pick % len(self.plain.tasks)]
         body = {"task_id": f"t-{task.number:012d}"}
-        name = "requeue_task" if requeue else "cancel_task"
-        allowed = (
-            ("FAILED", "CANCELLED") if requeue else ("PENDING", "SCHEDULED", "CLAIMED", "CANCELLED")
-        )
-        refused = self.log.apply(command(**{name: body})).refusal.reason
-        assert refused == ("" if task.state in allowed else "ILLEGAL_TRANSITION")
-        if refused:
+        refused = self.log.apply(command(cancel_task=body)).refusal.reason
+        if task.state in OPEN:
+            self.plain.stop(task, "CANCELLED")
+        elif task.state == "PURGED":
+            assert refused == "NOT_FOUND"
             return
-        if requeue:
-            task.retries = 0
-            self.plain.pending(task)
-        elif task.state != "CANCELLED":
-            was_held = task.state == "CLAIMED"
-            task.state = "CANCELLED"
-            if was_held:
-                self.plain.serve(task.holder)
+        assert refused == ("" if task.state == "CANCELLED" else "ILLEGAL_TRANSITION")
+
+    @precondition(lambda self: any(t.state in ("FAILED", "CANCELLED") for t in self.plain.tasks))
+    @rule(pick=PICK, any_state=st.integers(0, 4), include=st.booleans())
+    def requeue(self, pick: int, any_state: int, include: bool) -> None:
+        ended = [t for t in self.plain.tasks if t.state in ("FAILED", "CANCELLED")]
+        chosen = ended if any_state else self.plain.tasks
+        task = chosen[pick % len(chosen)]
+        others = self.plain.failed_with(task) if include else []
+        expected = ""
+        if task.state == "PURGED":
+            expected = "NOT_FOUND"
+        elif task.state not in ("FAILED", "CANCELLED"):
+            expected = "ILLEGAL_TRANSITION"
+        elif self.plain.stuck(task):
+            expected = "DEPENDENCY_FAILED"
+        elif len(others) > MAX_DEPENDENTS:
+            expected = "TOO_MANY_DEPENDENTS"
+        body = {"task_id": f"t-{task.number:012d}", "include_dependents": include}
+        result = self.log.apply(command(requeue_task=body))
+        assert result.refusal.reason == expected
+        if expected:
+            return
+        self.plain.requeue(task)
+        count = 0
+        for other in others:
+            if not self.plain.stuck(other):
+                self.plain.requeue(other)
+                count += 1
+        assert result.tasks.requeued_dependents == count
 
     @rule(milliseconds=st.sampled_from([1, 500, 2_000, 9_000, 16_000, 31_000]))
     def advance(self, milliseconds: int) -> None:
@@ -215,18 +375,27 @@ class QueueComparison(RuleBasedStateMachine):
     def tasks_agree(self) -> None:
         page = self.log.ask(list_tasks={"page_size": 1_000}).list_tasks
         found = [
-            (int(t.task_id[2:]), t.state, t.retry_count, t.claim_token, t.claimed_by)
+            (
+                (int(t.task_id[2:]), t.state, t.retry_count, t.claim_token, t.claimed_by),
+                (t.deadline_time.ToMilliseconds(), t.last_error_type, t.max_retries),
+                (tuple(int(name[2:]) for name in t.depends_on), t.pending_dependencies),
+            )
             for t in page.tasks
         ]
         assert found == [
             (
-                task.number,
-                task_pb2.TaskState.Value(f"TASK_STATE_{task.state}"),
-                task.retries,
-                task.token,
-                task.holder if task.state == "CLAIMED" else "",
+                (
+                    task.number,
+                    task_pb2.TaskState.Value(f"TASK_STATE_{task.state}"),
+                    task.retries,
+                    task.token,
+                    task.holder if task.state == "CLAIMED" else "",
+                ),
+                (task.deadline_ms, task.error_type, task.max_retries),
+                (task.depends_on, len(task.waiting_for)),
             )
             for task in self.plain.tasks
+            if task.state != "PURGED"
         ]
 
     @invariant()
@@ -255,9 +424,20 @@ class QueueComparison(RuleBasedStateMachine):
     def counts_agree(self) -> None:
         stats = self.log.stats()
         states = [task.state for task in self.plain.tasks]
-        for state in ("pending", "scheduled", "claimed", "completed", "failed", "cancelled"):
+        for state in (
+            "pending",
+            "scheduled",
+            "claimed",
+            "completed",
+            "failed",
+            "cancelled",
+            "blocked",
+        ):
             assert getattr(stats, state) == states.count(state.upper())
         assert stats.claims_total == self.plain.last_token
+        assert stats.failed_attempts_total == self.plain.failed_attempts
+        assert stats.dead_letters_total == self.plain.dead_letters
+        assert stats.purged_total == self.plain.purged
         assert stats.waiting_claims == len(self.plain.waiters)
 
     def teardown(self) -> None:
