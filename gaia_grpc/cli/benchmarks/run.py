@@ -18,9 +18,11 @@ from gaia_grpc.cli.benchmarks import (
     coordination,
     depth,
     failover,
+    ingest,
     queue,
     snapshots,
     stream,
+    windows,
     workers,
 )
 from gaia_grpc.cli.benchmarks.bed import Bed, make_bed
@@ -41,7 +43,11 @@ CASES: Mapping[str, Case] = {
     "workers": workers.workers,
     "locks": workers.locks,
     "metrics": stream.publish,
+    "shapes": ingest.shapes,
+    "students": ingest.students,
+    "reading": ingest.reading,
     "watch": stream.watch,
+    "lesson": ingest.lesson,
     "alerts": stream.alert,
     "recover": stream.recover,
 }
@@ -52,6 +58,8 @@ FRESH_CASES: Mapping[str, Case] = {
     "snapshot": snapshots.snapshot,
     "pending": depth.pending,
     "million": depth.million,
+    "keys": windows.keys,
+    "school": windows.school,
 }
 """On clusters of their own: they end peers, or fill them."""
 ONLY_WHEN_NAMED = ("million",)
