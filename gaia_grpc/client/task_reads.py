@@ -8,6 +8,7 @@ from gaia.task.v1 import task_pb2
 
 from gaia_grpc.client.resources import LINEARIZABLE, Consistency
 from gaia_grpc.client.task_policies import TaskPolicies
+from gaia_grpc.client.task_specs import TaskRef, task_id_of
 from gaia_grpc.client.watches import DEFAULT_INTERVAL_S, TaskWatch, watch_tasks
 
 
@@ -16,7 +17,7 @@ class TaskReads(TaskPolicies):
 
     async def get(
         self,
-        task_id: str,
+        task_id: TaskRef,
         *,
         consistency: Consistency = LINEARIZABLE,
         timeout: float | None = None,
@@ -24,7 +25,7 @@ class TaskReads(TaskPolicies):
         """Reads one task with payload, result and history."""
         return await self._connection.call(
             lambda peer: peer.tasks.GetTask,
-            task_pb2.GetTaskRequest(task_id=task_id, consistency=consistency),
+            task_pb2.GetTaskRequest(task_id=task_id_of(task_id), consistency=consistency),
             timeout=timeout,
         )
 
@@ -65,7 +66,7 @@ class TaskReads(TaskPolicies):
 
     async def explain(
         self,
-        task_id: str,
+        task_id: TaskRef,
         *,
         page_size: int = 100,
         consistency: Consistency = LINEARIZABLE,
@@ -75,7 +76,7 @@ class TaskReads(TaskPolicies):
         return await self._connection.call(
             lambda peer: peer.tasks.ExplainAssignment,
             task_pb2.ExplainAssignmentRequest(
-                task_id=task_id, page_size=page_size, consistency=consistency
+                task_id=task_id_of(task_id), page_size=page_size, consistency=consistency
             ),
             timeout=timeout,
         )

@@ -290,7 +290,7 @@ class TasksApi(TaskReads):
 
     async def cancel(
         self,
-        task_id: str,
+        task_id: TaskRef,
         reason: str = "",
         *,
         request_id: str = "",
@@ -299,13 +299,15 @@ class TasksApi(TaskReads):
         """Calls a task off."""
         return await self._connection.call(
             lambda peer: peer.tasks.CancelTask,
-            task_pb2.CancelTaskRequest(task_id=task_id, reason=reason, request_id=request_id),
+            task_pb2.CancelTaskRequest(
+                task_id=task_id_of(task_id), reason=reason, request_id=request_id
+            ),
             timeout=timeout,
         )
 
     async def requeue(
         self,
-        task_id: str,
+        task_id: TaskRef,
         *,
         include_dependents: bool = False,
         request_id: str = "",
@@ -318,7 +320,9 @@ class TasksApi(TaskReads):
         return await self._connection.call(
             lambda peer: peer.tasks.RequeueTask,
             task_pb2.RequeueTaskRequest(
-                task_id=task_id, request_id=request_id, include_dependents=include_dependents
+                task_id=task_id_of(task_id),
+                request_id=request_id,
+                include_dependents=include_dependents,
             ),
             timeout=timeout,
         )

@@ -244,6 +244,18 @@ async def test_dependencies_are_named_by_what_enqueueing_returned(
     assert task.HasField("delay")
 
 
+async def test_a_task_is_named_by_what_enqueueing_returned(
+    peers: Peers, connect: Connect
+) -> None:
+    one = OneTask(peers[0])
+    client = await connect(peers[0])
+    enqueued = await client.tasks.enqueue("grade")
+    assert (await client.tasks.get(enqueued)).task == one.task
+    assert (await client.tasks.get(enqueued.task)).task == one.task
+    with pytest.raises(InvalidArgumentError, match="no id"):
+        await client.tasks.cancel(task_pb2.Task())
+
+
 async def test_scripts_wait_too(peers: Peers) -> None:
     one = OneTask(peers[0])
     one.set(state=COMPLETED, result=b"3")
