@@ -42,6 +42,14 @@ async def client(short_cluster: Cluster) -> AsyncIterator[Client]:
         yield client
 
 
+@pytest.fixture
+async def long_claims(client: Client) -> AsyncIterator[None]:
+    """Claims outlast their sessions by far: only the end of a session can give a task back."""
+    await client.cluster.update_settings({"task.claim_timeout": "60s"})
+    yield
+    await client.cluster.update_settings({"task.claim_timeout": SHORT_TIMES["task.claim_timeout"]})
+
+
 async def task_of(client: Client, task_id: str) -> task_pb2.Task:
     return (await client.tasks.get(task_id)).task
 
@@ -85,6 +93,7 @@ async def test_complaint_1_a_job_longer_than_its_claim_runs_once(client: Client)
         assert (found.retry_count, kinds_of(found).count(EVENT.TASK_EVENT_KIND_CLAIMED)) == (0, 1)
 
 
+@pytest.mark.usefixtures("long_claims")
 async def test_complaint_2_a_task_of_a_killed_worker_is_not_running_for_ever(
     short_cluster: Cluster, client: Client
 ) -> None:
@@ -184,6 +193,7 @@ async def test_complaint_5_a_task_whose_claim_was_not_delivered_is_delivered_aga
         assert (await client.tasks.stats()).claims_total == 1
 
 
+@pytest.mark.usefixtures("long_claims")
 async def test_complaint_6_a_task_that_kills_its_workers_is_a_dead_letter(
     short_cluster: Cluster, client: Client
 ) -> None:
@@ -255,6 +265,7 @@ UNCOUNTED = (
 )
 
 
+@pytest.mark.usefixtures("long_claims")
 async def test_complaint_8_tasks_that_nobody_knows_block_no_others(client: Client) -> None:
     """More of them than fit a page, all held by a session that fails: all come back, and a worker
     of another type neither takes nor discards them."""
@@ -288,6 +299,7 @@ async def test_complaint_8_tasks_that_nobody_knows_block_no_others(client: Clien
     assert stats.pending + stats.scheduled >= count
 
 
+@pytest.mark.usefixtures("long_claims")
 async def test_complaint_9_what_a_crash_left_is_found_though_the_leader_died_too(
     short_cluster: Cluster, client: Client
 ) -> None:

@@ -50,7 +50,7 @@ BUG_CLASSES: dict[str, str] = {
 }
 """The classes of bugs that other systems had; each has a named test `test_bNN_...` and a mutant."""
 
-LISTS = ("core", "disk", "peers", "above")
+LISTS = ("core", "disk", "peers", "above", "work")
 """Modules of this folder with a `MUTANTS` each."""
 
 DEFAULT_LIMIT_S = 60.0

@@ -1,0 +1,57 @@
+"""TESTING.md names tests that exist, and every scenario, defect and complaint has one."""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatch
+
+import pytest
+
+from tests.mutants.catalogue import ROOT, named_tests
+
+DEFECTS = (*range(1, 16), 24)
+COMPLAINTS = range(1, 10)
+SCENARIOS = (*(f"C{n}" for n in range(1, 7)), *(f"T{n}" for n in range(1, 9)))
+
+
+def names() -> list[str]:
+    return [test.rpartition("::")[2] for test in named_tests()]
+
+
+def table() -> list[str]:
+    return (ROOT / "TESTING.md").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_each_scenario_has_a_line_with_tests(scenario: str) -> None:
+    [line] = [line for line in table() if line.startswith(f"| {scenario} ")]
+    assert re.search(r"`\S*test_\w+", line)
+
+
+def test_each_name_in_the_table_is_a_test_or_a_file_of_tests() -> None:
+    found = re.findall(r"`(\S*test_[\w*]+(?:\.py)?)`", "\n".join(table()))
+    assert len(found) > 30
+    files = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    missing = [
+        name
+        for name in found
+        if (name.rpartition("/")[2] not in files if name.endswith(".py") else not matches(name))
+    ]
+    assert missing == []
+
+
+def matches(pattern: str) -> bool:
+    """Whether a test has this name; `N` stands for a number."""
+    return any(fnmatch(name, pattern.replace("_N_", "_[0-9]*_")) for name in names())
+
+
+@pytest.mark.parametrize("number", DEFECTS)
+def test_each_defect_of_the_original_has_a_named_test(number: int) -> None:
+    assert any(name.startswith(f"test_defect_{number}_") for name in names())
+
+
+@pytest.mark.parametrize("number", COMPLAINTS)
+def test_each_complaint_has_a_named_test_on_real_peers(number: int) -> None:
+    prefix = f"test_complaint_{number}_"
+    here = [test for test in named_tests() if test.startswith("tests/e2e/")]
+    assert any(test.rpartition("::")[2].startswith(prefix) for test in here)
