@@ -147,7 +147,8 @@ class SpoolFiles:
         self._drop_done()
         if self._segments:
             self._read_at = (self._segments[0].path, 0)
-            self._last_written = self._segments[-1].last
+            # The last segment may hold notes of outcomes only.
+            self._last_written = max(segment.last for segment in self._segments)
         return [(key, metrics) for key, metrics in found if key > self.done]
 
     def append(self, batch: metrics_pb2.MetricBatch, *, read_back: bool, sync: bool) -> None:
@@ -219,12 +220,14 @@ class SpoolFiles:
         """The next batches that were written to be read back, of about `most_metrics` metrics."""
         batches: list[metrics_pb2.MetricBatch] = []
         metrics = 0
+        # Where reading fails in the middle, what was read is read again: so it is moved at the end.
+        place = self._read_at
         for segment in list(self._segments):
-            if self._read_at is None or segment.path < self._read_at[0]:
+            if place is None or segment.path < place[0]:
                 continue
-            offset = self._read_at[1] if segment.path == self._read_at[0] else 0
+            offset = place[1] if segment.path == place[0] else 0
             for _, end, kind, body in _records(segment.path, offset):
-                self._read_at = (segment.path, end)
+                place = (segment.path, end)
                 if kind != BATCH:
                     continue
                 batch = metrics_pb2.MetricBatch.FromString(body)
@@ -234,7 +237,9 @@ class SpoolFiles:
                 batches.append(batch)
                 metrics += len(batch.metrics)
                 if metrics >= most_metrics:
+                    self._read_at = place
                     return Read(batches, key)
+        self._read_at = place
         return Read(batches, self._last_written)
 
     def close(self) -> None:

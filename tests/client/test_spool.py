@@ -220,10 +220,10 @@ async def test_a_disk_that_refuses_is_a_full_spool_and_memory_still_delivers(
         assert "No space" in spool.last_error
         assert not buffer.record("keypress", 11)
         await buffer.close(timeout=0.01)
+        await client.close()  # now every write has been refused
         counts = buffer.counters
         assert counts.adds_up
         assert counts.dropped >= 11, "what is neither on disk nor acknowledged"
-        await client.close()
     again = await connect(peers[0])
     spool = await again.metrics.open_spool(tmp_path)
     assert spool.counters.recovered == counts.spooled
@@ -311,3 +311,33 @@ async def test_a_refused_batch_of_an_earlier_life_does_not_hold_up_the_others(
     counts = spool.counters
     assert (counts.recovered, counts.acknowledged, counts.rejected) == (9, 6, 3)
     assert [sequence for _, _, sequence in store.batches] == [1, 3]
+
+
+def test_a_read_that_fails_in_the_middle_is_done_again_from_its_begin(tmp_path: Path) -> None:
+    files = opened(tmp_path, max_bytes=16 * 4_096)
+    for sequence in range(1, 200):
+        files.append(numbered(files.epoch, sequence), read_back=True, sync=False)
+    last = segments(tmp_path)[-1]
+    away = last.rename(last.with_suffix(".away"))
+    with pytest.raises(FileNotFoundError):
+        files.read(100_000)
+    away.rename(last)
+    read = files.read(100_000)
+    assert [batch.sequence for batch in read.batches] == list(range(1, 200))
+    assert files.read(100_000).batches == []
+    files.close()
+
+
+def test_a_last_segment_without_batches_hides_none_before_it(tmp_path: Path) -> None:
+    files = opened(tmp_path)
+    for sequence in (1, 2):
+        files.append(numbered(files.epoch, sequence), read_back=False, sync=False)
+    os.close(files._lock)
+    files = opened(tmp_path)
+    files.settle((1_000, 1))
+    os.close(files._lock)
+    files = opened(tmp_path)
+    assert files.left_over == [((1_000, 2), 3)]
+    read = files.read(100)
+    assert ([batch.sequence for batch in read.batches], read.through) == ([2], (1_000, 2))
+    files.close()
