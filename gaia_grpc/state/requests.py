@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from sys import intern
 from typing import Protocol, TypeAlias
 
 from gaia.alert.v1 import alert_pb2
@@ -149,7 +150,7 @@ class RequestTable:
 
     def _load(self, record: bytes) -> None:
         message = snapshot_pb2.RequestRecord.FromString(record)
-        key = (message.principal, message.client_id, message.request_id)
+        key = (intern(message.principal), intern(message.client_id), message.request_id)
         if key in self._entries:
             raise ValueError(f"the request {key} is there twice")
         self._entries[key] = RequestEntry(
@@ -189,5 +190,5 @@ def _encode(key: RequestKey, entry: RequestEntry) -> bytes:
 
 
 def key_of(command: command_pb2.Command) -> RequestKey:
-    """The scope of a request_id."""
-    return (command.principal, command.client_id, command.request_id)
+    """The scope of a request_id. A client has thousands: its own id is there once."""
+    return (intern(command.principal), intern(command.client_id), command.request_id)
