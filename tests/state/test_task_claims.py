@@ -179,6 +179,29 @@ def test_each_completion_of_a_batch_has_its_own_outcome() -> None:
     assert [outcome.refusal.reason for outcome in outcomes] == ["", "STALE_CLAIM", "NOT_FOUND"]
 
 
+@pytest.mark.parametrize("level", [2, 3])
+def test_the_outcome_of_one_among_several_completions_names_its_task_alone(level: int) -> None:
+    log = Log(level=level)
+    session = log.register("worker", capacity=3)
+    for _ in range(3):
+        log.enqueue()
+    claimed = log.claim(session, 3)
+
+    def states(*tasks: task_pb2.Task) -> list[tuple[str, str]]:
+        completions = [
+            task_pb2.Completion(task_id=task.task_id, claim_token=task.claim_token)
+            for task in tasks
+        ]
+        body = command_pb2.CompleteTasks(session_id=session, completions=completions)
+        outcomes = log.do(complete_tasks=body).completions.outcomes
+        return [(one.task.task_id, task_pb2.TaskState.Name(one.task.state)) for one in outcomes]
+
+    ids = [task.task_id for task in claimed]
+    state = "TASK_STATE_COMPLETED" if level < 3 else "TASK_STATE_UNSPECIFIED"
+    assert states(*claimed[:2]) == [(ids[0], state), (ids[1], state)]
+    assert states(claimed[2]) == [(ids[2], "TASK_STATE_COMPLETED")]
+
+
 @pytest.mark.parametrize("verb", ["complete_tasks", "fail_task", "release_task", "extend_claim"])
 def test_a_stale_token_names_who_holds_the_task(verb: str) -> None:
     log = Log(("task.retry_base", "0ms"))

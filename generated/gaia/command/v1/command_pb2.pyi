@@ -1805,7 +1805,9 @@ class CompletionResult(_message.Message):
     REFUSAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def task(self) -> _task_pb2.Task:
-        """The task after it, without payload, result and history."""
+        """The task after it, without payload, result and history; where the command has several
+        completions, its id alone (since feature level 3).
+        """
 
     @_builtins.property
     def refusal(self) -> Global___Refusal:
