@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from gaia.command.v1 import query_pb2
 from gaia.metrics.v1 import metrics_pb2, metrics_pb2_grpc
 
-from gaia_grpc.services.classroom_watch import ClassroomWatch
+from gaia_grpc.services.classroom_watch import ClassroomWatch, ReadBudget
 from gaia_grpc.services.deadlines import Context, log_timeout_s
 from gaia_grpc.services.ingress import Ingress
 from gaia_grpc.services.listing import read_page
@@ -21,6 +21,7 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
     def __init__(self, ingress: Ingress, publisher: Publisher) -> None:
         self._ingress = ingress
         self._publisher = publisher
+        self._read_budget = ReadBudget()
 
     async def PublishMetrics(
         self, request: metrics_pb2.PublishMetricsRequest, context: Context
@@ -82,6 +83,6 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
     ) -> AsyncIterator[metrics_pb2.WatchClassroomResponse]:
         """Sends a classroom's windows as they change."""
         self._ingress.check(request)
-        watch = ClassroomWatch(self._ingress, request)
+        watch = ClassroomWatch(self._ingress, request, self._read_budget)
         while True:
             yield await watch.next_update()

@@ -12,6 +12,7 @@ from gaia.metrics.v1 import metrics_pb2
 
 from gaia_grpc import errors
 from gaia_grpc.raft.types import EntryKind
+from gaia_grpc.services.classroom_watch import LEAST_PAUSE_S, READ_SHARE, ReadBudget
 from gaia_grpc.services.publishing import MAX_METRICS_PER_COMMAND, batch_refusal
 from tests.state.snapshots import restored, whole_snapshot
 from tests.support.fake_node import FakeNode
@@ -276,3 +277,20 @@ async def test_a_watch_reads_a_large_classroom_page_by_page(peer: ServedPeer) ->
     assert len((await watch.read()).aggregates) == 1_001
     watch.cancel()
     await eventually(lambda: peer.port.interceptor.streams == 0)
+
+
+def test_watches_together_read_for_a_quarter_of_the_time() -> None:
+    """Fifty reads a second each were nothing for ten watches and everything for a thousand."""
+    now_s = 50.0
+    budget = ReadBudget(lambda: now_s)
+    assert budget.pause_s() == LEAST_PAUSE_S
+    budget.spend(READ_SHARE)
+    assert budget.pause_s() == LEAST_PAUSE_S
+    for _ in range(1_000):
+        budget.spend(0.001)
+    assert budget.pause_s() == pytest.approx(4.0)
+    now_s += 3.0
+    assert budget.pause_s() == pytest.approx(1.0)
+    now_s += 3_600.0
+    budget.spend(READ_SHARE)
+    assert budget.pause_s() == LEAST_PAUSE_S
