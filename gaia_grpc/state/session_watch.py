@@ -37,7 +37,7 @@ class SessionWatch:
         selection = Selection[Session, Mark](
             records_after=self._after,
             number_of=lambda session: session.number,
-            matches=lambda session: marked(session.mark),
+            matches=marked,
             matched=lambda _, mark: marked(mark),
         )
         step = next_step(
@@ -75,8 +75,8 @@ class SessionWatch:
 
 def selector(
     select: session_pb2.ListSessionsRequest | session_pb2.WatchSessionsRequest,
-) -> Callable[[Mark], bool]:
-    """Whether a session with this mark is one that the request asks for."""
+) -> Callable[[Mark | Session], bool]:
+    """Whether a session, or one with this mark, is what the request asks for."""
     tier, provider, health, specialty = (
         select.tier,
         select.provider,
@@ -85,7 +85,7 @@ def selector(
     )
     labels = tuple((label.key, label.value) for label in select.labels)
 
-    def selected(mark: Mark) -> bool:
+    def selected(mark: Mark | Session) -> bool:
         return (
             tier in (session_pb2.TIER_UNSPECIFIED, mark.tier)
             and provider in ("", mark.provider)

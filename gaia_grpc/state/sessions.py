@@ -7,7 +7,6 @@ name and keeps its id with a higher incarnation.
 
 from __future__ import annotations
 
-import heapq
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
@@ -21,7 +20,7 @@ from gaia_grpc.state.changes import ChangeLog
 from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
 from gaia_grpc.state.refusal import Refused, refused
 from gaia_grpc.state.session_record import DEGRADED, FAILED, HEALTHY, Mark, Session
-from gaia_grpc.state.session_score import scored
+from gaia_grpc.state.session_score import best, scored
 from gaia_grpc.state.session_watch import SessionWatch, selector
 from gaia_grpc.state.snapshot import FrozenInOrder, Part, records_section, single_section
 from gaia_grpc.state.timers import Timer
@@ -185,7 +184,7 @@ class SessionTable:
         select = selector(body)
         answer = session_pb2.ListSessionsResponse()
         for session in self:
-            if session.session_id <= after or not select(session.mark):
+            if session.session_id <= after or not select(session):
                 continue
             if len(answer.sessions) == size:
                 last = answer.sessions[-1].session_id
@@ -199,11 +198,8 @@ class SessionTable:
         del now_ms
         size = page_tokens.page_size(body.page_size)
         affinity = body.affinity or GENERAL
-        best = heapq.nsmallest(
-            size, self, key=lambda session: scored(session, affinity).order(session.number)
-        )
         answer = session_pb2.ScoreSessionsResponse(
-            scores=[_score_message(session, affinity) for session in best]
+            scores=[_score_message(session, affinity) for session in best(self, affinity, size)]
         )
         return query_pb2.QueryResult(score_sessions=answer)
 
