@@ -112,7 +112,7 @@ async def test_a_client_id_that_is_no_id_is_refused(peer: ServedPeer) -> None:
 
 
 async def test_heartbeats_of_one_moment_are_one_entry(serve: Serve) -> None:
-    async with serve(heartbeat_collect_ms=400) as peer:
+    async with serve(heartbeat_collect_ms=100) as peer:
         sessions = [await peer.register(f"s{number}") for number in range(5)]
         before = len(peer.node.commands)
         await peer.node.let_pass(16_000)
