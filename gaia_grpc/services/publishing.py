@@ -27,6 +27,7 @@ from gaia_grpc.services.sampling import SETTING, sample
 from gaia_grpc.services.settings_cache import SettingsCache
 from gaia_grpc.services.turns import Turns
 from gaia_grpc.state.channels import ERROR_TYPES
+from gaia_grpc.state.omissions import OMISSIONS_LEVEL
 from gaia_grpc.state.packing import Packing, pack_batch
 
 MAX_METRICS_PER_COMMAND = 5_000
@@ -271,7 +272,8 @@ class Publisher:
         """The next batch of a caller; None where it can't be packed, which ends them all."""
         batch = submission.batches[submission.next_batch]
         try:
-            packing = pack_batch(batch, max_future_ms=max_future_ms)
+            counted = not batch.omissions or self._level() >= OMISSIONS_LEVEL
+            packing = pack_batch(batch, max_future_ms=max_future_ms, with_omissions=counted)
         except errors.InvalidArgumentError as error:
             if submission.proposed:
                 submission.fail(errors.OutcomeUnknownError(error.message))
@@ -288,6 +290,10 @@ class Publisher:
         # 8 bytes a value.
         metrics = sum([len(column.values_micro) // 8 for column in packed.columns])
         return Packed(place, len(batch.metrics), packing, metrics, window)
+
+    def _level(self) -> int:
+        """The cluster's feature level; costs more than most batches."""
+        return self._ingress.log.status().feature_level
 
     async def _send(self, gathered: Gathered) -> None:
         """Proposes one command and gives every caller its part of the outcome."""

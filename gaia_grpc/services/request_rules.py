@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from gaia.alert.v1 import alert_pb2
 from gaia.classroom.v1 import classroom_pb2
@@ -13,6 +13,7 @@ from gaia.session.v1 import session_pb2
 from google.protobuf.message import Message
 
 from gaia_grpc.config import LimitsConfig
+from gaia_grpc.errors import FieldViolation
 from gaia_grpc.services.rule_parts import (
     CONSISTENCY,
     INTERVAL,
@@ -27,6 +28,7 @@ from gaia_grpc.services.rule_parts import (
 )
 from gaia_grpc.services.task_rules import TASK_CHECKS, task_read_rules, task_rules
 from gaia_grpc.services.validation import (
+    Check,
     Items,
     Part,
     Rule,
@@ -42,9 +44,10 @@ from gaia_grpc.services.validation import (
     whole,
 )
 from gaia_grpc.state.classrooms import MAX_STUDENTS, MAX_TEACHERS
-from gaia_grpc.state.packing import MAX_TIME_MS
+from gaia_grpc.state.packing import MAX_OMITTED, MAX_TIME_MS
 
 MAX_LEASE_MS = 7 * 24 * 3_600_000
+MAX_OMISSIONS = 100
 MAX_LABELS = 32
 MAX_SETTING_CHANGES = 100
 MAX_LOG_PAGE_SIZE = 10_000
@@ -53,7 +56,7 @@ MAX_CONCURRENT_TASKS = 1_000
 
 def build_validator(limits: LimitsConfig) -> Validator:
     """The validator of all public services."""
-    return Validator(build_rules(limits), TASK_CHECKS)
+    return Validator(build_rules(limits), {**TASK_CHECKS, **METRIC_CHECKS})
 
 
 def build_rules(limits: LimitsConfig) -> Mapping[type[Message], Rules]:
@@ -117,6 +120,12 @@ def _session_rules(page: Rule) -> Mapping[type[Message], Rules]:
 
 def _metric_rules(limits: LimitsConfig, page: Rule) -> Mapping[type[Message], Rules]:
     # The metrics themselves are checked while they are packed: a bad one is listed, not refused.
+    omission: Rules = {
+        "metric_type": optional_id,
+        "count": whole(1, MAX_OMITTED),
+        "event_time_ms": whole(0, MAX_TIME_MS),
+        "reason": enum(metrics_pb2.OmissionReason.values()),
+    }
     batch: Rules = {
         "source_id": required_id,
         "source_epoch": POSITIVE,
@@ -126,7 +135,8 @@ def _metric_rules(limits: LimitsConfig, page: Rule) -> Mapping[type[Message], Ru
         "classroom_id": optional_id,
         "student_id": required_id,
         "app_name": required_id,
-        "metrics": Items({}, limits.max_metrics_per_batch, 1),
+        "metrics": Items({}, limits.max_metrics_per_batch),
+        "omissions": Items(omission, MAX_OMISSIONS),
     }
     return {
         metrics_pb2.PublishMetricsRequest: {"batches": Items(batch, limits.max_batch_items, 1)},
@@ -161,6 +171,27 @@ def _metric_rules(limits: LimitsConfig, page: Rule) -> Mapping[type[Message], Ru
             "interval_ms": INTERVAL,
         },
     }
+
+
+def _check_publish(request: metrics_pb2.PublishMetricsRequest) -> Iterator[FieldViolation]:
+    for place, batch in enumerate(request.batches):
+        yield from _check_batch(batch, f"batches[{place}]")
+
+
+def _check_stream(request: metrics_pb2.StreamMetricsRequest) -> Iterator[FieldViolation]:
+    yield from _check_batch(request.batch, "batch")
+
+
+def _check_batch(batch: metrics_pb2.MetricBatch, path: str) -> Iterator[FieldViolation]:
+    if not batch.metrics and not batch.omissions:
+        yield FieldViolation(f"{path}.metrics", "is required where nothing was omitted")
+
+
+METRIC_CHECKS: Mapping[type[Message], Check] = {
+    metrics_pb2.PublishMetricsRequest: _check_publish,
+    metrics_pb2.StreamMetricsRequest: _check_stream,
+}
+"""What the fields of a request must be to each other."""
 
 
 def _alert_rules(page: Rule) -> Mapping[type[Message], Rules]:

@@ -223,8 +223,11 @@ class Histories:
         past = self._timelines.get(window.timeline_id)
         if past is None or window.packed_through_ms is None:
             return 0
-        through_ms = max((each.times[-1] for each in window.series.values()), default=None)
-        return 0 if through_ms is None else self._pack(past, window, through_ms)
+        newest = [each.times[-1] for each in window.series.values()]
+        gap_ms = window.omissions.newest_ms()
+        if gap_ms is not None:
+            newest.append(gap_ms)
+        return self._pack(past, window, max(newest)) if newest else 0
 
     def drop_timeline(self, timeline_id: str) -> None:
         """A timeline is forgotten."""
@@ -353,10 +356,11 @@ def raw_windows(
         return
     position_ms = max(window.packed_through_ms, past.floor_ms)
     while True:
-        next_ms = min(
-            (time_ms for each in window.series.values() for time_ms in _after(each, position_ms)),
-            default=None,
-        )
+        times = [ms for each in window.series.values() for ms in _after(each, position_ms)]
+        gap_ms = window.omissions.next_after(position_ms)
+        if gap_ms is not None:
+            times.append(gap_ms)
+        next_ms = min(times, default=None)
         if next_ms is None or next_ms > through_ms:
             return
         start_ms, end_ms = past.grid.bounds(next_ms)
@@ -366,6 +370,8 @@ def raw_windows(
             first, last = series.range(position_ms, min(end_ms, through_ms))
             if first < last:
                 found.add_series(metric_type, series, first, last, ranked=True)
+        for metric_type, count in window.omissions.counts(position_ms, min(end_ms, through_ms)):
+            found.of(metric_type).omitted += count
         yield found
         position_ms = end_ms
 

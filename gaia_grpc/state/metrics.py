@@ -20,16 +20,19 @@ from gaia.command.v1 import command_pb2, query_pb2
 from gaia.metrics.v1 import metrics_pb2
 
 from gaia_grpc.state import page_tokens, topics
+from gaia_grpc.state.aggregates import encode_summaries
 from gaia_grpc.state.alerts import AlertsTable
 from gaia_grpc.state.channels import ERROR_TYPES
 from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
 from gaia_grpc.state.history import HISTORY_LEVEL, Histories
+from gaia_grpc.state.history_store import TimelineHistory
+from gaia_grpc.state.omissions import OMISSIONS_LEVEL, Mark, marks
 from gaia_grpc.state.packing import MAX_TIME_MS, decode_column
 from gaia_grpc.state.refusal import OUT_OF_RANGE, invalid, not_found, refused
 from gaia_grpc.state.snapshot import Part
 from gaia_grpc.state.sources import Admission, Sources
 from gaia_grpc.state.timelines import Key, Timeline, Timelines
-from gaia_grpc.state.windows import RETAINED_WINDOWS, StudentWindow, Summary
+from gaia_grpc.state.windows import RETAINED_WINDOWS, StudentWindow
 
 MAX_BATCH_METRICS: Final = 60_000
 """Beyond what ingress lets through; the counts kept for duplicates hold it."""
@@ -132,11 +135,18 @@ class MetricsTable:
         key = (batch.student_id, batch.app_name)
         if not self._timelines.has_room(batch.timeline_id, key):
             return _refuse(result, "RESOURCE_EXHAUSTED", "too many students or timelines")
-        if not self._has_room_for_types(batch.timeline_id, key, columns):
+        gaps: list[Mark] = []
+        if batch.omissions and self._context.feature_level >= OMISSIONS_LEVEL:
+            known = marks(batch)
+            if known is None:
+                return _refuse(result, "INVALID_ARGUMENT", "the batch's omissions are malformed")
+            gaps = known
+        types = {column.metric_type for column in columns} | {gap[0] for gap in gaps}
+        if not self._has_room_for_types(batch.timeline_id, key, types):
             return _refuse(result, "RESOURCE_EXHAUSTED", "too many metric types in one window")
         result.status = metrics_pb2.BATCH_STATUS_ACCEPTED
-        if columns:
-            accepted, late, expired = self._store(batch, key, columns)
+        if columns or gaps:
+            accepted, late, expired = self._store(batch, key, columns, gaps)
             result.accepted_count = accepted
             result.late_count = late
             result.expired_count = expired
@@ -152,16 +162,22 @@ class MetricsTable:
         )
         return result
 
-    def _has_room_for_types(self, timeline_id: str, key: Key, columns: list[Column]) -> bool:
+    def _has_room_for_types(self, timeline_id: str, key: Key, types: set[str]) -> bool:
         """Whether the window would hold no more types than one answer can bring."""
         timeline = self._timelines.get(timeline_id)
         window = timeline.windows.get(key) if timeline is not None else None
-        known = window.series if window is not None else {}
-        new = sum([column.metric_type not in known for column in columns])
+        if window is None:
+            return len(types) <= MAX_WINDOW_TYPES
+        known = {*window.series, *window.omissions.by_type}
+        new = len(types - known)
         return not new or len(known) + new <= MAX_WINDOW_TYPES
 
     def _store(
-        self, batch: command_pb2.PackedBatch, key: Key, columns: list[Column]
+        self,
+        batch: command_pb2.PackedBatch,
+        key: Key,
+        columns: list[Column],
+        gaps: list[Mark],
     ) -> tuple[int, int, int]:
         """Puts the metrics into the window; returns how many are in it, how many were late, and of
         those how many are in no past window either."""
@@ -205,6 +221,7 @@ class MetricsTable:
             if column.metric_type in ERROR_TYPES:
                 error_times += (oldest_ms, max(times))
         if past is not None:
+            self._omit(past, window, base_ms, late_ms, gaps)
             self._history.end_batch(past, window)
         window.late_total += late
         window.version = context.index
@@ -214,6 +231,23 @@ class MetricsTable:
         if error_times:
             self._alerts.observe(timeline, key, window, min(error_times), max(error_times))
         return accepted, late, expired
+
+    def _omit(
+        self,
+        past: TimelineHistory,
+        window: StudentWindow,
+        base_ms: int,
+        late_ms: int,
+        gaps: list[Mark],
+    ) -> None:
+        """Puts gap marks into the window and its past, by the rules of metrics."""
+        for metric_type, offset_ms, count, reason in gaps:
+            time_ms = base_ms + offset_ms
+            late = time_ms <= late_ms
+            window.omissions.note(count)
+            if not late:
+                window.omit(metric_type, time_ms, count, reason)
+            self._history.omit(past, window, metric_type, time_ms, count, late)
 
     def _advance(self, timeline: Timeline, sent_at_ms: int) -> int:
         """Moves the timeline's clock on; returns what the batch's offsets are relative to."""
@@ -301,32 +335,11 @@ class MetricsTable:
         aggregate.late_total = window.late_total
         aggregate.accepted_total = window.accepted_total
         aggregate.version = window.version
+        aggregate.omitted_total = window.omissions.total
         summaries = window.summaries(end_ms, self._window_ms)
         if window.encoded is None or window.encoded[0] is not summaries:
-            window.encoded = (summaries, _encode(summaries, self._window_ms))
+            window.encoded = (summaries, encode_summaries(summaries, self._window_ms))
         aggregate.MergeFromString(window.encoded[1])
-
-
-def _encode(summaries: tuple[Summary, ...], window_ms: int) -> bytes:
-    """An Aggregate with nothing but its metrics: merging it costs less than building it again."""
-    aggregate = metrics_pb2.Aggregate()
-    for summary in summaries:
-        aggregate.metrics.add(
-            metric_type=summary.metric_type,
-            count=summary.count,
-            sum=summary.sum,
-            mean=summary.mean,
-            min=summary.min,
-            max=summary.max,
-            stddev=summary.stddev,
-            p50=summary.p50,
-            p95=summary.p95,
-            p99=summary.p99,
-            rate_per_second=summary.count * 1_000 / window_ms,
-            first_time_ms=summary.first_time_ms,
-            last_time_ms=summary.last_time_ms,
-        )
-    return aggregate.SerializeToString()
 
 
 def _clock_ms(timeline: Timeline, now_ms: int) -> int:

@@ -32,6 +32,8 @@ MAX_VALUE: Final = 9e9
 """Largest magnitude of a value: 9e15 micro-units are still exact in a double."""
 MAX_TIME_MS: Final = 253_402_300_799_999
 """The end of the year 9999: the latest time that a sender may write."""
+MAX_OMITTED: Final = 1_000_000_000
+"""Most measurements that one gap mark stands for."""
 DIGEST_BYTES: Final = 16
 LITTLE_ENDIAN = sys.byteorder == "little"
 _OLDEST_OFFSET_MS: Final = -MAX_TIME_MS
@@ -51,22 +53,26 @@ class Packing:
     rejected: tuple[metrics_pb2.RejectedMetric, ...]
 
 
-def pack_batch(batch: metrics_pb2.MetricBatch, *, max_future_ms: int) -> Packing:
+def pack_batch(
+    batch: metrics_pb2.MetricBatch, *, max_future_ms: int, with_omissions: bool = True
+) -> Packing:
     """Checks and packs one batch; ids and sizes are the validation's part, not checked here.
 
     A metric more than `max_future_ms` ahead of `sent_at_ms` is rejected; without `sent_at_ms` a
-    live metric is taken as now, and a timeline's batch as sent at its newest event. Raises
+    live metric is taken as now, and a timeline's batch as sent at its newest event. Without
+    `with_omissions` gap marks are passed over, as by the versions before feature level 3. Raises
     `InvalidArgumentError` for a `sent_at_ms` that is no time.
     """
+    omissions = batch.omissions if with_omissions else ()
     times = [metric.event_time_ms for metric in batch.metrics]
     values = [metric.value for metric in batch.metrics]
     types = [metric.metric_type for metric in batch.metrics]
-    sent_at_ms = _sent_at(batch, times)
+    sent_at_ms = _sent_at(batch, [*times, *(mark.event_time_ms for mark in omissions)])
     packed = command_pb2.PackedBatch(
         source_id=batch.source_id,
         source_epoch=batch.source_epoch,
         sequence=batch.sequence,
-        content_digest=content_digest(batch, types, times, values),
+        content_digest=_digest(content_digest(batch, types, times, values), omissions),
         sent_at_ms=sent_at_ms,
         timeline_id=batch.timeline_id,
         classroom_id=batch.classroom_id,
@@ -100,6 +106,15 @@ def pack_batch(batch: metrics_pb2.MetricBatch, *, max_future_ms: int) -> Packing
                 time_offsets_ms=encode_column(column[0]),
                 values_micro=encode_column(column[1]),
             )
+    for mark in omissions:
+        time_ms = mark.event_time_ms
+        offset_ms = time_ms - sent_at_ms if time_ms and sent_at_ms else 0
+        packed.omissions.add(
+            metric_type=mark.metric_type,
+            count=mark.count,
+            time_offset_ms=min(max(offset_ms, _OLDEST_OFFSET_MS), max_future_ms),
+            reason=mark.reason,
+        )
     return Packing(packed, tuple(rejected))
 
 
@@ -137,6 +152,20 @@ def content_digest(
     if not LITTLE_ENDIAN:
         doubles.byteswap()
     digest.update(doubles.tobytes())
+    return digest.digest()[:DIGEST_BYTES]
+
+
+def _digest(content: bytes, omissions: Sequence[metrics_pb2.Omission]) -> bytes:
+    """The digest of metrics and gap marks; without marks that of the metrics alone, as ever."""
+    if not omissions:
+        return content
+    types = [mark.metric_type.encode() for mark in omissions]
+    digest = sha256(b"gaia.omissions.1")
+    digest.update(content)
+    digest.update(encode_column([len(name) for name in types]))
+    digest.update(b"".join(types))
+    for mark in omissions:
+        digest.update(encode_column([mark.count, mark.event_time_ms, mark.reason]))
     return digest.digest()[:DIGEST_BYTES]
 
 

@@ -8,7 +8,7 @@ disk until the log is compacted is named by the index of the command itself, whi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from gaia.classroom.v1 import classroom_pb2
 from gaia.command.v1 import command_pb2, snapshot_pb2
@@ -17,19 +17,12 @@ from gaia_grpc.state import refusal
 from gaia_grpc.state.alerts import AlertsTable
 from gaia_grpc.state.classrooms import ClassroomTable
 from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
+from gaia_grpc.state.history import Histories
 from gaia_grpc.state.metrics import MetricsTable
 from gaia_grpc.state.requests import RequestTable
 from gaia_grpc.state.snapshot import Part, Section
 
 NO_QUERIES: Final[Mapping[str, QueryHandler]] = {}
-
-
-class Forgetful(Protocol):
-    """A table that can forget a student."""
-
-    def forget_student(self, student_id: str) -> int:
-        """Removes all that it knows of a student; returns how many records."""
-        ...
 
 
 class StudentDataTable:
@@ -40,16 +33,16 @@ class StudentDataTable:
         context: Context,
         requests: RequestTable,
         metrics: MetricsTable,
+        histories: Histories,
         alerts: AlertsTable,
         classrooms: ClassroomTable,
-        history: Sequence[Forgetful] = (),
     ) -> None:
         self._context = context
         self._requests = requests
         self._metrics = metrics
         self._alerts = alerts
         self._classrooms = classrooms
-        self._history = history
+        self._histories = histories
         self.last_index = 0
         """Index of the last deletion; 0 where there was none."""
         self.commands: Mapping[str, CommandHandler] = {"delete_student_data": self.delete}
@@ -69,7 +62,7 @@ class StudentDataTable:
             removed_windows=self._metrics.forget_student(student_id),
             removed_alerts=alerts,
             removed_alert_events=events,
-            removed_history=sum([table.forget_student(student_id) for table in self._history]),
+            removed_history=self._histories.forget_student(student_id),
             removed_memberships=self._classrooms.forget_student(student_id),
             compact_through_index=self._context.index,
         )

@@ -42,7 +42,7 @@ def build_tables(context: Context, requests: RequestTable) -> Tables:
     history = HistoryTable(context, timelines, histories)
     locks = LockTable(context)
     classrooms = ClassroomTable(context)
-    student_data = StudentDataTable(context, requests, metrics, alerts, classrooms)
+    student_data = StudentDataTable(context, requests, metrics, histories, alerts, classrooms)
     return Tables(
         (cluster, sessions, tasks, metrics, history, alerts, locks, classrooms, student_data),
         {"claim_tasks": tasks.claims, "acquire_lock": locks, "put_classroom": classrooms},

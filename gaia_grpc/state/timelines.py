@@ -121,10 +121,7 @@ class Timeline:
         evicted: list[Key] = []
         left = METRICS_EVICTED_AT_ONCE
         while (
-            left > 0
-            and len(evicted) < EVICTED_AT_ONCE
-            and self._due
-            and self._due[0][0] <= now_ms
+            left > 0 and len(evicted) < EVICTED_AT_ONCE and self._due and self._due[0][0] <= now_ms
         ):
             bound_ms, key = self._due[0]
             window = self.windows.get(key)

@@ -30,6 +30,9 @@ def encode_window(window: StudentWindow) -> Iterator[bytes]:
         swept_ms=window.swept_ms,
         packed_through_ms=window.packed_through_ms,
     )
+    if window.omissions.total:
+        stored.omissions.extend(window.omissions.encode())
+        stored.omitted_total = window.omissions.total
     room = PIECE_METRICS
     for metric_type in sorted(window.series):
         series = window.series[metric_type]
@@ -62,6 +65,9 @@ def decode_window(stored: metrics_record_pb2.WindowRecord) -> StudentWindow:
     window.swept_ms = stored.swept_ms
     if stored.HasField("packed_through_ms"):
         window.packed_through_ms = stored.packed_through_ms
+    window.omissions.total = stored.omitted_total
+    for gaps in stored.omissions:
+        window.omissions.load(gaps)
     take_in(window, stored)
     return window
 

@@ -19,11 +19,12 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 from operator import mul
 from typing import Final
 
+from gaia_grpc.state.omissions import Omissions
 from gaia_grpc.state.packing import MICRO
 
 RETAINED_WINDOWS: Final = 2
@@ -49,6 +50,7 @@ class Summary:
     p99: float
     first_time_ms: int
     last_time_ms: int
+    omitted_count: int = 0
 
 
 class Series:
@@ -161,6 +163,25 @@ def summarize(metric_type: str, series: Series, start_ms: int, end_ms: int) -> S
     )
 
 
+def only_omitted(metric_type: str, count: int) -> Summary:
+    """The figures of a type of which nothing came."""
+    return Summary(
+        metric_type=metric_type,
+        count=0,
+        sum=0.0,
+        mean=0.0,
+        min=0.0,
+        max=0.0,
+        stddev=0.0,
+        p50=0.0,
+        p95=0.0,
+        p99=0.0,
+        first_time_ms=0,
+        last_time_ms=0,
+        omitted_count=count,
+    )
+
+
 class StudentWindow:
     """All that is known of one student in one app on one timeline."""
 
@@ -174,6 +195,7 @@ class StudentWindow:
         "encoded",
         "key",
         "late_total",
+        "omissions",
         "packed_through_ms",
         "series",
         "snapshot",
@@ -192,6 +214,7 @@ class StudentWindow:
         self.series: dict[str, Series] = {}
         self.accepted_total = 0
         self.late_total = 0
+        self.omissions = Omissions()
         self.version = 0
         """Index of the last log entry that changed the window: grows with every change."""
         self.touched_ms = 0
@@ -213,6 +236,7 @@ class StudentWindow:
         copied.series = {name: series.copy() for name, series in self.series.items()}
         copied.accepted_total = self.accepted_total
         copied.late_total = self.late_total
+        copied.omissions = self.omissions.copy()
         copied.version = self.version
         copied.touched_ms = self.touched_ms
         copied.swept_ms = self.swept_ms
@@ -229,6 +253,11 @@ class StudentWindow:
         series.extend(times, values)
         self.accepted_total += len(times)
 
+    def omit(self, metric_type: str, time_ms: int, count: int, reason: int) -> None:
+        """Adds one gap mark."""
+        self._cached = None
+        self.omissions.add(metric_type, time_ms, count, reason)
+
     def sweep(self, cut_ms: int, every_ms: int) -> None:
         """Forgets whole types that nothing is left of; at most once in `every_ms` of `cut_ms`."""
         if cut_ms - self.swept_ms < every_ms:
@@ -239,9 +268,11 @@ class StudentWindow:
             series.cut(cut_ms)
             if not series.times:
                 del self.series[metric_type]
+        self.omissions.cut(cut_ms)
 
     def summaries(self, window_end_ms: int, window_ms: int) -> tuple[Summary, ...]:
-        """The figures of every type in the window, sorted by type.
+        """The figures of every type in the window, sorted by type; one of which nothing but gap
+        marks is there has a count of 0, and so has the empty type.
 
         The answer holds until the next metric comes into the window or leaves it, so it is kept
         for that stretch of time: a quiet window costs nothing however often it is asked for.
@@ -264,8 +295,27 @@ class StudentWindow:
             after = bisect_right(series.times, window_end_ms)
             if after < len(series.times):
                 changes_ms.append(series.times[after])
+        if self.omissions.by_type:
+            found = self._with_omissions(found, start_ms, window_end_ms)
+            for end_ms in (start_ms, window_end_ms):
+                next_ms = self.omissions.next_after(end_ms)
+                if next_ms is not None:
+                    changes_ms.append(next_ms + (window_ms if next_ms <= window_end_ms else 0))
         self._cached = tuple(found)
         self._cached_from_ms = window_end_ms
         self._cached_until_ms = min(changes_ms, default=1 << 63)
         self._cached_span_ms = window_ms
         return self._cached
+
+    def _with_omissions(
+        self, summaries: list[Summary], start_ms: int, end_ms: int
+    ) -> list[Summary]:
+        by_type = {summary.metric_type: summary for summary in summaries}
+        for metric_type, count in self.omissions.counts(start_ms, end_ms):
+            known = by_type.get(metric_type)
+            by_type[metric_type] = (
+                only_omitted(metric_type, count)
+                if known is None
+                else replace(known, omitted_count=count)
+            )
+        return [by_type[metric_type] for metric_type in sorted(by_type)]

@@ -184,8 +184,57 @@ BAD: list[tuple[Message, list[str]]] = [
             "batch.sequence",
             "batch.student_id",
             "batch.app_name",
-            "batch.metrics",
         ],
+    ),
+    (
+        metrics_pb2.StreamMetricsRequest(
+            batch=metrics_pb2.MetricBatch(**{**GOOD_BATCH, "metrics": []})
+        ),
+        ["batch.metrics"],
+    ),
+    (
+        metrics_pb2.PublishMetricsRequest(
+            batches=[
+                metrics_pb2.MetricBatch(**{**GOOD_BATCH, "metrics": []}),
+                metrics_pb2.MetricBatch(**GOOD_BATCH),
+                metrics_pb2.MetricBatch(**{**GOOD_BATCH, "metrics": []}),
+            ]
+        ),
+        ["batches[0].metrics", "batches[2].metrics"],
+    ),
+    (
+        metrics_pb2.PublishMetricsRequest(
+            batches=[
+                metrics_pb2.MetricBatch(
+                    **GOOD_BATCH,
+                    omissions=[
+                        metrics_pb2.Omission(metric_type="?", count=1),
+                        metrics_pb2.Omission(),
+                        metrics_pb2.Omission(count=1_000_000_001, event_time_ms=-1),
+                        metrics_pb2.Omission(
+                            count=1, reason=metrics_pb2.OmissionReason.ValueType(9)
+                        ),
+                    ],
+                )
+            ]
+        ),
+        [
+            "batches[0].omissions[0].metric_type",
+            "batches[0].omissions[1].count",
+            "batches[0].omissions[2].count",
+            "batches[0].omissions[2].event_time_ms",
+            "batches[0].omissions[3].reason",
+        ],
+    ),
+    (
+        metrics_pb2.PublishMetricsRequest(
+            batches=[
+                metrics_pb2.MetricBatch(
+                    **GOOD_BATCH, omissions=[metrics_pb2.Omission(count=1)] * 101
+                )
+            ]
+        ),
+        ["batches[0].omissions"],
     ),
     (metrics_pb2.GetAggregateRequest(at_ms=-1), ["student_id", "app_name", "at_ms"]),
     (metrics_pb2.ListAggregatesRequest(), ["classroom_id"]),

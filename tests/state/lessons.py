@@ -75,6 +75,13 @@ class Lesson(Log):
         """Sends one batch now."""
         return self.send(self.batch(samples, **fields))[0]
 
+    def omit(self, *marks: tuple[str, int, int], **fields: Any) -> metrics_pb2.BatchResult:
+        """Sends gap marks of (type, count, event_time_ms), with `samples` where there are any."""
+        batch = self.batch(fields.pop("samples", ()), **fields)
+        for metric_type, count, time_ms in marks:
+            batch.omissions.add(metric_type=metric_type, count=count, event_time_ms=time_ms)
+        return self.send(batch)[0]
+
     def errors(self, *ages_s: float, **fields: Any) -> metrics_pb2.BatchResult:
         """Errors of these ages in seconds, in this order."""
         now_ms = fields.get("sent_at_ms", self.now_ms)

@@ -155,6 +155,32 @@ def test_deleting_more_alerts_than_events_are_retained() -> None:
     lesson.advance(1_000_000)
 
 
+def test_past_windows_and_detector_inputs_go_too() -> None:
+    name = "pupil-7f3a91"
+    lesson = Lesson()
+    for _ in range(40):
+        for student in (name, "ben"):
+            lesson.errors(0, student=student, source_id=f"tablet-{student == name}")
+        lesson.advance(60_000)
+    asks = [
+        {"student_id": student, "app_name": "reading", "page_size": 1_000}
+        for student in (name, "ben")
+    ]
+    pasts = [lesson.ask(get_history=ask).get_history for ask in asks]
+    assert len(pasts[0].windows) > 5
+    assert name.encode() in whole(lesson.machine)
+    answer = forget(lesson, name)
+    assert answer.removed_history > 3
+    assert name.encode() not in whole(lesson.machine)
+    assert lesson.ask(get_history=asks[0]).get_history.windows == []
+    assert lesson.ask(get_history=asks[1]).get_history == pasts[1]
+    lesson.errors(0, student=name)
+    lesson.advance(300_000)
+    (window,) = lesson.ask(get_history=asks[0]).get_history.windows
+    assert [part.count for part in window.aggregate.metrics] == [1]
+    assert forget(lesson, name).removed_windows == 1
+
+
 def test_an_unknown_student_is_deleted_all_the_same() -> None:
     log = Log()
     answer = forget(log, "nobody")
