@@ -15,10 +15,14 @@ from gaia_grpc.cli.options import (
     CountOption,
     JsonOption,
     LimitOption,
+    TimeoutOption,
+    parse_cluster,
     parse_duration,
+    run_async,
 )
 from gaia_grpc.cli.output import (
     ListByDefault,
+    bytes_text,
     enum_word,
     print_cut_off,
     print_json,
@@ -222,6 +226,35 @@ def cancel_task(
 
     request = task_pb2.CancelTaskRequest(task_id=task_id, reason=reason)
     show_task(ask(cluster, lambda peer: peer.tasks.CancelTask, request).task, json_output)
+
+
+@app.command("wait")
+def wait_for_task(
+    task_id: TaskArgument,
+    timeout: TimeoutOption = 60.0,
+    cluster: ClusterOption = DEFAULT_CLUSTER,
+    json_output: JsonOption = False,
+) -> None:
+    """Wait for a task and print its result; exits with 1 where it failed or was cancelled.
+
+    Ctrl-C and --timeout end the waiting and not the task.
+    """
+    from gaia_grpc.cli.rpc import require_peer
+    from gaia_grpc.client import Client
+    from gaia_grpc.client.task_results import result_of
+
+    require_peer(parse_cluster(cluster))
+
+    async def wait() -> task_messages.Task:
+        async with Client.connect(cluster) as client:
+            return await client.tasks.wait(task_id, timeout=timeout)
+
+    task = run_async(wait())
+    if json_output:
+        print_json(task)
+    result = result_of(task)
+    if not json_output:
+        print(bytes_text(result, len(result) * 2))
 
 
 app.command("dead")(list_dead)

@@ -145,7 +145,8 @@ class TasksApi(TaskReads):
         task_id = task_id_of(task)
 
         async def get() -> task_pb2.Task:
-            return (await self.get(task_id)).task
+            # An outage is worth the wait that the caller grants; the connection has less patience.
+            return (await self.get(task_id, timeout=timeout)).task
 
         return await finished(get, lambda: self.watch(task_id=task_id), task_id, timeout)
 

@@ -225,6 +225,28 @@ def test_metrics_and_alerts(gaia: Gaia) -> None:
     assert gaia("metrics", "list", "nowhere")[1].startswith("no metrics of classroom nowhere")
 
 
+def test_past_windows(gaia: Gaia) -> None:
+    for sequence, time_ms in enumerate((1_700_000_000_000, 1_700_000_500_000), start=1):
+        batch = {
+            "sourceId": "cli-log",
+            "sourceEpoch": "1",
+            "sequence": str(sequence),
+            "sentAtMs": str(time_ms),
+            "timelineId": "cli-lesson",
+            "studentId": "cli-eve",
+            "appName": "math",
+            "metrics": ERRORS,
+        }
+        answer(gaia, "call", "MetricsService/PublishMetrics", json.dumps({"batches": [batch]}))
+    ask = ("metrics", "history", "cli-eve", "math", "--timeline", "cli-lesson")
+    table = gaia(*ask)[1]
+    assert re.search(r"^END \(log time, UTC\) +REVISION +METRIC +COUNT ", table, re.M)
+    assert re.search(r"^2023-11-14 22:15:00 +0 +error +5 +5 +1 ", table, re.M)
+    (window,) = answer(gaia, *ask, "--json")["windows"]
+    assert window["aggregate"]["windowEndMs"] == "1700000100000"
+    assert gaia("metrics", "history", "nobody", "math")[1] == "no past windows of nobody in math\n"
+
+
 def test_an_alert_is_acknowledged_and_resolved(gaia: Gaia) -> None:
     publish_errors(gaia, "cli-class-2", "cli-eva")
     alert_id = answer(gaia, "alerts", "--student", "cli-eva", "--json")["alerts"][0]["alertId"]
@@ -319,6 +341,30 @@ def test_a_task_with_a_deadline_and_a_dependency(gaia: Gaia) -> None:
     shown = gaia("tasks", "requeue", first, "--with-dependents")[1]
     assert shown.endswith("and 1 tasks that failed because it did\n")
     assert re.search(r"^state +blocked$", gaia("tasks", "get", then)[1], re.M)
+
+
+def test_a_task_is_waited_for(gaia: Gaia) -> None:
+    session_id = register(gaia, "cli-waiter")
+    task_id = gaia("tasks", "enqueue", "cli.wait")[1].split()[0]
+    code, out, err = gaia("tasks", "wait", task_id, "--timeout", "0.2")
+    assert (code, out) == (1, "")
+    assert "is not done after 0.2 s (it is PENDING)" in err
+    claim = json.dumps({"sessionId": session_id, "taskTypes": ["cli.wait"]})
+    [task] = answer(gaia, "call", "TaskService/ClaimTasks", claim)["tasks"]
+    done = {
+        "taskId": task_id,
+        "claimToken": task["claimToken"],
+        "sessionId": session_id,
+        "result": "QSs=",
+    }
+    answer(gaia, "call", "TaskService/CompleteTask", json.dumps(done))
+    assert gaia("tasks", "wait", task_id) == (0, "A+\n", "")
+    assert answer(gaia, "tasks", "wait", task_id, "--json")["result"] == "QSs="
+    dead = fail_for_good(gaia, session_id, "cli.wait", "ValueError")
+    code, out, err = gaia("tasks", "wait", dead)
+    assert (code, out) == (1, "")
+    assert "failed for good after 1 failed attempts: ValueError: the model said no" in err
+    assert f"gaia tasks requeue {dead}" in err
 
 
 def test_policies_of_task_types(gaia: Gaia) -> None:

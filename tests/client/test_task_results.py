@@ -18,6 +18,7 @@ from gaia_grpc.errors import (
     TaskCancelledError,
     TaskFailedError,
     TaskNotDoneError,
+    UnavailableError,
     UndecodableError,
 )
 from tests.client.conftest import Connect
@@ -199,6 +200,27 @@ async def test_a_peer_that_lags_does_not_end_the_wait(peers: Peers, connect: Con
     assert await waiting == b"B"
 
 
+async def test_an_outage_is_waited_out_within_the_patience_of_the_caller(
+    peers: Peers, connect: Connect
+) -> None:
+    """Longer than one call of this client may take."""
+    one = OneTask(peers[0])
+    one.set(state=COMPLETED, result=b"A")
+    outage_ends = asyncio.get_running_loop().time() + 0.6
+
+    async def get(request: task_pb2.GetTaskRequest, context: Context) -> task_pb2.GetTaskResponse:
+        if asyncio.get_running_loop().time() < outage_ends:
+            await refuse(context, grpc.StatusCode.UNAVAILABLE, "NO_QUORUM")
+        return await one.get(request, context)
+
+    peers[0].answers["GetTask"] = get
+    client = await connect(peers[0], timeout=0.2)
+    assert await client.tasks.result("t1", timeout=10) == b"A"
+    outage_ends = asyncio.get_running_loop().time() + 60
+    with pytest.raises((UnavailableError, TaskNotDoneError)):
+        await client.tasks.result("t1", timeout=0.5)
+
+
 async def test_what_the_codec_cannot_read(peers: Peers, connect: Connect) -> None:
     one = OneTask(peers[0])
     one.set(state=COMPLETED, result=b"\xff")
@@ -244,9 +266,7 @@ async def test_dependencies_are_named_by_what_enqueueing_returned(
     assert task.HasField("delay")
 
 
-async def test_a_task_is_named_by_what_enqueueing_returned(
-    peers: Peers, connect: Connect
-) -> None:
+async def test_a_task_is_named_by_what_enqueueing_returned(peers: Peers, connect: Connect) -> None:
     one = OneTask(peers[0])
     client = await connect(peers[0])
     enqueued = await client.tasks.enqueue("grade")
