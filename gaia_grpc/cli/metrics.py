@@ -108,7 +108,7 @@ def get_history(
         print_json(found)
         return
     print_table(
-        ("END", "REVISION", *FIGURES),
+        ("END (log time, UTC)", "REVISION", *FIGURES),
         (
             (moment_text(window.aggregate.window_end_ms), window.revision, *_figures(metric))
             for window in found.windows

@@ -31,7 +31,7 @@ from gaia_grpc.state.windows import Series, StudentWindow
 
 HISTORY_LEVEL: Final = 3
 """Feature level from which on there are past windows."""
-PACKED_A_COMMAND: Final = 8_192
+PACKED_A_COMMAND: Final = 4_096
 """Metrics that one command may pack, and twice what it brings beside that."""
 SPREAD: Final = 4
 """Students are packed over this part of a window, each at its own time."""

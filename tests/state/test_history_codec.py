@@ -98,7 +98,7 @@ def test_bytes_that_are_no_window_are_refused() -> None:
     # Where a channel ends the rest may be missing: a snapshot's digest is what tells that.
     assert refused >= len(packed) - 3
     for bad in (b"\x00\x00\x09", packed + b"\xff\x00\x01\x00", packed + packed[-5:]):
-        with pytest.raises(ValueError, match="cut short|no column|no power|unranked"):
+        with pytest.raises(ValueError, match=r"cut short|no column|no power|unranked"):
             history_codec.decode(bad, window.types(), window.end_ms)
 
 
