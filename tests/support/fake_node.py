@@ -78,6 +78,7 @@ class FakeNode(HandledLog):
             state_hash=b"",
             writable=True,
             members=members,
+            feature_level=FEATURE_LEVEL,
         )
         self._apply(EntryKind.CONFIGURATION, b"")
         changes = [
