@@ -213,7 +213,8 @@ async def test_an_outage_is_waited_out_within_the_patience_of_the_caller(
             await refuse(context, grpc.StatusCode.UNAVAILABLE, "NO_QUORUM")
         return await one.get(request, context)
 
-    peers[0].answers["GetTask"] = get
+    for peer in peers:
+        peer.answers["GetTask"] = get
     client = await connect(peers[0], timeout=0.2)
     assert await client.tasks.result("t1", timeout=10) == b"A"
     outage_ends = asyncio.get_running_loop().time() + 60
