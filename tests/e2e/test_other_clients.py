@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf import duration_pb2
+from google.rpc import error_details_pb2, status_pb2
 
 from gaia_grpc.client import Client
 from gaia_grpc.testing import Cluster
@@ -74,6 +77,63 @@ async def test_a_node_client_works_with_nothing_but_the_proto_files(
     assert result["alert"]["student_id"] == "node-student"
     assert result["alert"]["through_sequence"] >= result["alert"]["sequence"] > 0
     assert (await client3.tasks.get(task_id)).task.result == b"A"
+
+
+async def test_a_node_app_repeats_its_batches_after_a_leader_kill_and_they_count_once(
+    cluster3: Cluster, client3: Client, node_modules: Path
+) -> None:
+    """The app that the protocol in protos/README.md shows: buffer, timer, retry, RetryInfo."""
+    leader = await cluster3.aio.leader()
+    addresses = [cluster3.address(leader), *cluster3.addresses]
+    process = await asyncio.create_subprocess_exec(
+        *("node", str(NODE_CLIENT / "metrics.js"), str(ROOT / "protos"), ",".join(addresses)),
+        env={**os.environ, "NODE_PATH": str(node_modules)},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    async def said() -> dict[str, Any]:
+        assert process.stdout is not None
+        line = await asyncio.wait_for(process.stdout.readline(), 20)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    try:
+        first = await said()
+        assert (first["buffered"], first["batches"]) == (50, 2)
+        assert 1_000 <= first["took_ms"] < 2_500
+        assert await said() == {"other_content": "ALREADY_EXISTS"}
+        await cluster3.aio.kill(leader)
+        process.stdin.write(b"go\n")
+        last = await said()
+        assert last["pending"] == 0
+        assert last["counts"] == {
+            "recorded": 180,
+            "acknowledged": 180,
+            "late": 0,
+            "rejected": 0,
+            "sampled": 0,
+            "dropped": 0,
+        }
+        assert last["attempts"] > last["batches"], "the dead leader was asked first"
+        status = status_pb2.Status(code=8)
+        delay = duration_pb2.Duration(seconds=2, nanos=500_000_000)
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+        process.stdin.write(b"go\n" + base64.b64encode(status.SerializeToString()) + b"\n")
+        assert await said() == {"retry_delay_ms": 2_500}
+        assert await asyncio.wait_for(process.wait(), 10) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    window = (await client3.metrics.aggregate("node-ben", "math")).aggregate
+    assert {part.metric_type: part.count for part in window.metrics} == {
+        "error": 3,
+        "keypress": 177,
+    }
+    await cluster3.aio.heal()
 
 
 def buf_curl(*arguments: str) -> str:
