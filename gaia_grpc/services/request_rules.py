@@ -50,6 +50,8 @@ MAX_LEASE_MS = 7 * 24 * 3_600_000
 MAX_OMISSIONS = 100
 MAX_LABELS = 32
 MAX_SETTING_CHANGES = 100
+MAX_SETTING_CHARACTERS = 4_000
+"""Enough for a list of retentions."""
 MAX_LOG_PAGE_SIZE = 10_000
 MAX_CONCURRENT_TASKS = 1_000
 
@@ -278,7 +280,7 @@ def _classroom_rules(page: Rule) -> Mapping[type[Message], Rules]:
 
 
 def _cluster_rules() -> Mapping[type[Message], Rules]:
-    change: Rules = {"name": required_id, "value": text(MAX_NAME_CHARACTERS, least=1)}
+    change: Rules = {"name": required_id, "value": text(MAX_SETTING_CHARACTERS, least=1)}
     return {
         cluster_pb2.GetStatusRequest: {"at_index": NOT_NEGATIVE},
         cluster_pb2.WatchStatusRequest: {"interval_ms": INTERVAL},

@@ -12,11 +12,13 @@ from gaia_grpc.state.setting_table import ORDERED_PAIRS
 from gaia_grpc.state.settings import (
     BY_NAME,
     DEFINITIONS,
+    MAX_RETENTIONS,
     SettingKind,
     Settings,
     format_duration,
     format_setting,
     parse_duration_ms,
+    parse_retentions,
     parse_setting,
     parse_value,
 )
@@ -182,3 +184,32 @@ def test_shorter_session_times_reach_sessions_that_exist() -> None:
     assert log.session(session).health == 2
     log.advance(1_000)
     assert log.session(session).health == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("none", "none"),
+        ("keypress=60m", "keypress=1h"),
+        ("keypress=1h,error=30d", "error=30d keypress=1h"),
+        (" b=0ms  a=1.5s ", "a=1.5s b=0ms"),
+    ],
+)
+def test_retentions_have_one_form(text: str, written: str) -> None:
+    found = Settings().changed([("metrics.type_retention", text)], version=1)
+    assert dict(found.texts())["metrics.type_retention"] == written
+    again = Settings().changed([("metrics.type_retention", written)], version=1)
+    assert again.retentions("metrics.type_retention") == found.retentions("metrics.type_retention")
+
+
+@pytest.mark.parametrize("text", ["x", "a=1h a=2h", "a=366d", "=1h", "a=", "a b=1h", "a=-1s"])
+def test_retentions_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"metrics\.type_retention"):
+        Settings().changed([("metrics.type_retention", text)], version=1)
+
+
+def test_types_with_a_retention_of_their_own_are_bounded() -> None:
+    many = " ".join(f"type-{number}=1h" for number in range(MAX_RETENTIONS))
+    assert len(parse_retentions(many)) == MAX_RETENTIONS
+    with pytest.raises(ValueError, match="at most"):
+        parse_retentions(f"{many} other=1h")
