@@ -186,3 +186,43 @@ def test_the_cost_does_not_grow_with_the_queue(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(PendingIndex, "best", counted)
     explained(log, task_id)
     assert sorted(asked) == ["art", "general", "math"]
+
+
+def test_a_blocked_task_names_what_it_waits_for() -> None:
+    log = Log()
+    session = log.register("w")
+    first, second = log.enqueue(), log.enqueue()
+    log.claim(session)
+    task_id = log.enqueue(depends_on=[second, first])
+    answer = explained(log, task_id)
+    assert answer.explanation == (
+        f"blocked; waits for {first} (claimed), {second} (pending) to be completed"
+    )
+    [one] = answer.explanations
+    assert NOT_PENDING in one.obstacles
+    assert "the task is blocked" in one.explanation
+    many = [log.enqueue() for _ in range(10)]
+    answer = explained(log, log.enqueue(depends_on=many))
+    assert answer.explanation.endswith(", 2 more to be completed")
+
+
+def test_the_age_of_a_task_is_shown() -> None:
+    log = Log()
+    old = log.enqueue(priority=1)
+    log.now_ms += 3 * 60_000
+    young = log.enqueue(priority=3)
+    log.register("w")
+    assert explained(log, old).explanation == (
+        "pending, priority 4 (1 and 3 for its age); 1 of 1 sessions would get it now"
+    )
+    one = only(log, young)
+    assert f"{old} goes first: priority 4 (1 and 3 for its age) over 3" in one.explanation
+
+
+def test_the_deadline_of_an_open_task_is_shown() -> None:
+    log = Log()
+    task_id = log.enqueue(deadline_ms=5_000)
+    log.now_ms += 1_500
+    assert explained(log, task_id).explanation.endswith("; its deadline passes in 3.5 s")
+    log.advance(10_000)
+    assert explained(log, task_id).explanation == "failed (the deadline passed); needs RequeueTask"
