@@ -27,6 +27,7 @@ from gaia.metrics.v1 import metrics_pb2
 from gaia.session.v1 import session_pb2
 from gaia.task.v1 import task_pb2
 
+from gaia_grpc.client import presets
 from gaia_grpc.testing import Cluster
 
 pytestmark = pytest.mark.e2e
@@ -197,6 +198,26 @@ def test_the_blocking_example_runs(fresh_cluster: Cluster) -> None:
     code = on(fresh_cluster, next(block for block in blocks if "essay-9" in block))
     printed = [run(fresh_cluster, [sys.executable, "-c", code]) for _ in range(2)]
     assert printed == ["False\n", "True\n"]
+
+
+def test_the_example_of_an_app_runs(fresh_cluster: Cluster, tmp_path: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.M | re.S)
+    code = on(fresh_cluster, next(block for block in blocks if "metrics.typing" in block))
+    assert '"typing-metrics"' in code
+    code = code.replace('"typing-metrics"', repr(str(tmp_path / "spool")))
+    assert run(fresh_cluster, [sys.executable, "-c", code]) == "3\n"
+
+
+def test_the_app_table_is_what_the_presets_send() -> None:
+    rows = dict(
+        re.findall(r"^\| `(\w+)` \| ([\w, ]+) \| those of any app", README.read_text(), re.M)
+    )
+    kinds = presets.App.__subclasses__()
+    assert rows == {
+        kind.__name__.removesuffix("App").lower(): ", ".join(kind.FIGURES) for kind in kinds
+    }
+    [any_app] = re.findall(r"^\| any \| +\| (.+) \|$", README.read_text(), re.M)
+    assert tuple(re.sub(r" \(\w+\)", "", any_app).split(", ")) == presets.EVENTS
 
 
 def test_the_example_that_waits_for_results_runs(fresh_cluster: Cluster) -> None:

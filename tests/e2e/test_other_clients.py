@@ -82,7 +82,7 @@ async def test_a_node_client_works_with_nothing_but_the_proto_files(
 async def test_a_node_app_repeats_its_batches_after_a_leader_kill_and_they_count_once(
     cluster3: Cluster, client3: Client, node_modules: Path
 ) -> None:
-    """The app that the protocol in protos/README.md shows: buffer, timer, retry, RetryInfo."""
+    """The app that the README names for other languages: buffer, timer, retry, RetryInfo."""
     leader = await cluster3.aio.leader()
     addresses = [cluster3.address(leader), *cluster3.addresses]
     process = await asyncio.create_subprocess_exec(
