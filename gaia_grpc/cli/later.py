@@ -6,19 +6,8 @@ from typing import Annotated
 
 import typer
 
-from gaia_grpc.cli.options import DEFAULT_CLUSTER, ClusterOption, JsonOption
+from gaia_grpc.cli.options import DEFAULT_CLUSTER, ClusterOption
 from gaia_grpc.errors import UnimplementedError
-
-ArgumentsOption = Annotated[list[str] | None, typer.Argument(hidden=True)]
-
-
-def classrooms(
-    arguments: ArgumentsOption = None,
-    cluster: ClusterOption = DEFAULT_CLUSTER,
-    json_output: JsonOption = False,
-) -> None:
-    """Teachers and students of a classroom (not served yet)."""
-    raise UnimplementedError("classrooms are not served yet; they come with a later version")
 
 
 def web(

@@ -15,6 +15,7 @@ from gaia_grpc.cli import (
     backup,
     bench,
     call,
+    classrooms,
     demo,
     later,
     locks,
@@ -74,7 +75,7 @@ app.add_typer(alerts.app, name="alerts")
 app.add_typer(settings.app, name="settings")
 app.add_typer(peers.app, name="peers")
 app.add_typer(locks.app, name="locks")
-app.command("classrooms")(later.classrooms)
+app.add_typer(classrooms.app, name="classrooms")
 app.command("web")(later.web)
 app.command("backup")(backup.backup)
 app.command("restore")(backup.restore)

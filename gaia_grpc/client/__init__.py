@@ -9,6 +9,7 @@ from gaia_grpc.client.attempts import WorkerCounters
 from gaia_grpc.client.blocking import BlockingClient, connect_blocking
 from gaia_grpc.client.buffer import MetricsBuffer
 from gaia_grpc.client.channels import Peer
+from gaia_grpc.client.classrooms import ClassroomsApi
 from gaia_grpc.client.client import Client
 from gaia_grpc.client.codecs import BYTES, JSON, Codec
 from gaia_grpc.client.connection import Connection
@@ -27,7 +28,6 @@ from gaia_grpc.client.metrics import MetricsApi
 from gaia_grpc.client.resources import (
     LINEARIZABLE,
     LOCAL,
-    ClassroomsApi,
     ClusterApi,
     SessionsApi,
 )

@@ -29,6 +29,7 @@ from gaia_grpc.client.blocking_handles import (
     Closing,
     watching,
 )
+from gaia_grpc.client.classrooms import ClassroomsApi
 from gaia_grpc.client.client import Client
 from gaia_grpc.client.codecs import BYTES, Codec
 from gaia_grpc.client.counters import MetricsCounters
@@ -42,7 +43,7 @@ from gaia_grpc.client.presets import (
     ReadingApp,
     TypingApp,
 )
-from gaia_grpc.client.resources import ClassroomsApi, ClusterApi, SessionsApi
+from gaia_grpc.client.resources import ClusterApi, SessionsApi
 from gaia_grpc.client.task_specs import TaskRef
 from gaia_grpc.client.tasks import Result, TasksApi
 from gaia_grpc.client.worker import SIGNALS, AnyHandler, Worker
@@ -166,6 +167,8 @@ class BlockingClassrooms(Facade[ClassroomsApi]):
 
     put = blocking(ClassroomsApi.put)
     get = blocking(ClassroomsApi.get)
+    list = listing(ClassroomsApi.list)
+    delete_student_data = blocking(ClassroomsApi.delete_student_data)
 
 
 class BlockingCluster(Facade[ClusterApi]):

@@ -8,11 +8,12 @@ from typing import Any, Self
 
 from gaia_grpc.client.alerts import AlertsApi
 from gaia_grpc.client.channels import Peer
+from gaia_grpc.client.classrooms import ClassroomsApi
 from gaia_grpc.client.clock import Clock
 from gaia_grpc.client.connection import Connection, Request, Response, UnaryMethod
 from gaia_grpc.client.locks import LocksApi
 from gaia_grpc.client.metrics import MetricsApi
-from gaia_grpc.client.resources import ClassroomsApi, ClusterApi, SessionsApi
+from gaia_grpc.client.resources import ClusterApi, SessionsApi
 from gaia_grpc.client.retry import DEFAULT_ATTEMPT_TIMEOUT_S, DEFAULT_TIMEOUT_S
 from gaia_grpc.client.tasks import TasksApi
 from gaia_grpc.errors import GaiaError

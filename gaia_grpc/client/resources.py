@@ -7,11 +7,10 @@ here does not is reachable through `Client.call` with the raw request.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import TypeAlias
 
 import grpc
-from gaia.classroom.v1 import classroom_pb2
 from gaia.cluster.v1 import cluster_pb2
 from gaia.common.v1 import common_pb2
 from gaia.session.v1 import session_pb2
@@ -185,50 +184,6 @@ class SessionsApi:
         )
         return watch_sessions(
             self._connection, request, interval=interval, address=address, timeout=timeout
-        )
-
-
-class ClassroomsApi:
-    """ClassroomService."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    async def put(
-        self,
-        classroom_id: str,
-        *,
-        name: str = "",
-        teacher_ids: Sequence[str] = (),
-        student_ids: Sequence[str] = (),
-        request_id: str = "",
-        timeout: float | None = None,
-    ) -> classroom_pb2.PutClassroomResponse:
-        """Creates or replaces a classroom."""
-        return await self._connection.call(
-            lambda peer: peer.classrooms.PutClassroom,
-            classroom_pb2.PutClassroomRequest(
-                classroom_id=classroom_id,
-                name=name,
-                teacher_ids=teacher_ids,
-                student_ids=student_ids,
-                request_id=request_id,
-            ),
-            timeout=timeout,
-        )
-
-    async def get(
-        self,
-        classroom_id: str,
-        *,
-        consistency: Consistency = LINEARIZABLE,
-        timeout: float | None = None,
-    ) -> classroom_pb2.GetClassroomResponse:
-        """Reads one classroom."""
-        return await self._connection.call(
-            lambda peer: peer.classrooms.GetClassroom,
-            classroom_pb2.GetClassroomRequest(classroom_id=classroom_id, consistency=consistency),
-            timeout=timeout,
         )
 
 

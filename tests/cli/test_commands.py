@@ -562,3 +562,32 @@ def test_locks_are_shown_and_taken_from_their_holder(gaia: Gaia) -> None:
     released = gaia("locks", "release", "grades:5b", "--holder", "ann", "--token", token)
     assert released == (0, "nobody holds grades:5b\n", "")
     assert gaia("locks", "get", "grades:5b") == (0, "nobody holds grades:5b\n", "")
+
+
+def test_classrooms_are_put_listed_shown_and_lose_a_student(gaia: Gaia, cluster3: Cluster) -> None:
+    room, student = "room-of-kim", "pupil-4d1e90"
+    code, out, err = gaia(
+        "classrooms", "put", room, "--name", "Kim's", "--teachers", "kim-9",
+        "--students", f"{student}, ben",
+    )  # fmt: skip
+    assert (code, out) == (0, f"{room}: 1 teachers, 2 students\n"), err
+    _, out, _ = gaia("classrooms", "--teacher", "kim-9")
+    assert re.search(rf"{room} +Kim's +1 +2 ", out)
+    _, out, _ = gaia("classrooms", "show", room)
+    assert re.search(rf"students +ben, {student}\n", out)
+    publish_errors(gaia, room, student)
+    code, out, err = gaia("classrooms", "forget-student", student, "--yes")
+    assert code == 0, err
+    assert out.splitlines() == [
+        f"deleted {student}: 1 windows, 0 records of history, 1 alerts, 1 memberships",
+        "every peer has taken a snapshot and cleans its disk; backups are yours to delete",
+    ]
+    assert answer(gaia, "classrooms", "show", room, "--json")["studentIds"] == ["ben"]
+    for node_id in cluster3.node_ids:
+        assert cluster3.status(node_id).snapshot_index > 0
+    deleted = answer(
+        gaia, "classrooms", "forget-student", student, "--yes", "--no-compact", "--json"
+    )
+    assert int(deleted["compactThroughIndex"]) > 0
+    code, _, err = gaia("classrooms", "show", "nowhere")
+    assert (code, "NOT_FOUND" in err or "no classroom" in err) == (1, True)

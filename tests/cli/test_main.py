@@ -91,7 +91,7 @@ def test_help_does_not_load_grpc(arguments: list[str]) -> None:
         (["serve"], 2, "--node-id (or GAIA_NODE_ID) is missing"),
         (["sessions", "list", "--health", "fine"], 2, "healthy, degraded or failed"),
         (["tasks", "list", "--state", "odd"], 2, "there is no state 'odd'"),
-        (["classrooms"], 1, "classrooms are not served yet"),
+        (["classrooms", "forget-student", "ana"], 2, "can't be undone: say --yes"),
         (["web"], 1, "the web pages are not there yet"),
     ],
 )

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from gaia.alert.v1 import alert_pb2
-from gaia.classroom.v1 import classroom_pb2
 from gaia.cluster.v1 import cluster_pb2
 from gaia.metrics.v1 import metrics_pb2
 
@@ -57,13 +56,6 @@ async def struggle(client: Client, student_id: str, first: int, batches: int) ->
         await client.metrics.publish([batch])
 
 
-async def delete(client: Client, student_id: str) -> classroom_pb2.DeleteStudentDataResponse:
-    return await client.call(
-        lambda peer: peer.classrooms.DeleteStudentData,
-        classroom_pb2.DeleteStudentDataRequest(student_id=student_id, request_id="r-delete"),
-    )
-
-
 async def test_a_deleted_student_is_in_no_file_of_any_peer_after_a_snapshot(
     gaia_cluster: MakeCluster,
 ) -> None:
@@ -83,7 +75,7 @@ async def test_a_deleted_student_is_in_no_file_of_any_peer_after_a_snapshot(
 
         slow = await asyncio.to_thread(cluster.follower)
         await asyncio.to_thread(cluster.pause, slow)
-        answer = await delete(client, ANA)
+        answer = await client.classrooms.delete_student_data(ANA)
         assert (answer.removed_windows, answer.removed_alerts) == (1, 1)
         assert answer.removed_alert_events >= 2
         assert answer.removed_memberships == 1
@@ -121,7 +113,7 @@ async def test_subscribers_go_on_over_a_deletion_at_any_peer(gaia_cluster: MakeC
     async with cluster.client() as client:
         await struggle(client, ANA, 1, 1)
         await struggle(client, BEN, 1, 1)
-        await delete(client, ANA)
+        await client.classrooms.delete_student_data(ANA)
         await struggle(client, ANA, 2, 1)
         seen = []
         for address in cluster.addresses:
