@@ -24,6 +24,7 @@ from gaia_grpc.state import history_snapshot
 from gaia_grpc.state.context import Context
 from gaia_grpc.state.copies import Copies
 from gaia_grpc.state.history_codec import PastWindow
+from gaia_grpc.state.history_raw import raw_windows
 from gaia_grpc.state.history_store import KeyHistory, Retention, TimelineHistory
 from gaia_grpc.state.snapshot import Section
 from gaia_grpc.state.timelines import LIVE, Timeline, Timelines
@@ -33,6 +34,8 @@ HISTORY_LEVEL: Final = 3
 """Feature level from which on there are past windows."""
 PACKED_A_COMMAND: Final = 4_096
 """Metrics that one command may pack, and twice what it brings beside that."""
+MAX_LATE_TYPES: Final = 1_000
+"""A past window that has so many types takes late data of no other."""
 SPREAD: Final = 4
 """Students are packed over this part of a window, each at its own time."""
 VISIT_EVERY_MS: Final = 600_000
@@ -133,28 +136,27 @@ class Histories:
     def note(
         self,
         past: TimelineHistory,
+        window: StudentWindow,
         metric_type: str,
         metrics: Sequence[tuple[int, int]],
         late_ms: int,
     ) -> int:
         """Adds (time, value) of the batch in hand to past windows, in `end_batch`; returns how many
-        of those up to `late_ms` are too old for any."""
+        of those up to `late_ms` are kept in none."""
         series = Series()
         for time_ms, value in sorted(metrics):
             series.times.append(time_ms)
             series.values.append(value)
-        clock_ms = self._clock_ms(past)
         at = expired = 0
         while at < len(series.times):
             time_ms = series.times[at]
             start_ms, end_ms = past.grid.bounds(time_ms)
             last = bisect_right(series.times, end_ms, at)
-            gone = past.expired(metric_type, end_ms, clock_ms, self.retention)
-            if gone or time_ms <= past.floor_ms:
-                expired += bisect_right(series.times, late_ms, at, last) - at
-            else:
+            if self._keeps(past, window, metric_type, time_ms, end_ms):
                 change = self._change(start_ms, end_ms)
                 change.add_series(metric_type, series, at, last, ranked=False)
+            else:
+                expired += bisect_right(series.times, late_ms, at, last) - at
             at = last
         return expired
 
@@ -173,9 +175,27 @@ class Histories:
         if not late and packed_ms is not None and time_ms > packed_ms:
             return
         start_ms, end_ms = past.grid.bounds(time_ms)
-        gone = past.expired(metric_type, end_ms, self._clock_ms(past), self.retention)
-        if time_ms > past.floor_ms and not gone:
+        if self._keeps(past, window, metric_type, time_ms, end_ms):
             self._change(start_ms, end_ms).of(metric_type).omitted += count
+
+    def _keeps(
+        self,
+        past: TimelineHistory,
+        window: StudentWindow,
+        metric_type: str,
+        time_ms: int,
+        end_ms: int,
+    ) -> bool:
+        """Whether a past window takes what is late: it is kept, and has room for the type."""
+        clock_ms = self._clock_ms(past)
+        if time_ms <= past.floor_ms or past.expired(metric_type, end_ms, clock_ms, self.retention):
+            return False
+        change = self._changes.get(end_ms)
+        noted = change.figures if change is not None else {}
+        history = past.keys.get(window.key)
+        at = history.find(end_ms) if history is not None else None
+        known = history.types[at] if history is not None and at is not None else ()
+        return len(known) + len(noted) < MAX_LATE_TYPES or metric_type in (*known, *noted)
 
     def _change(self, start_ms: int, end_ms: int) -> PastWindow:
         change = self._changes.get(end_ms)
@@ -345,38 +365,3 @@ class Histories:
                 self._replayed_bytes += past.bytes
             elif past.sweep_due_ms:
                 self._set_sweep(past, past.sweep_due_ms)
-
-
-def raw_windows(
-    past: TimelineHistory, window: StudentWindow, through_ms: int
-) -> Iterator[PastWindow]:
-    """Past windows of what is not packed yet, `t <= through_ms`, oldest first; late data is none of
-    it. Their figures are those that packing would give."""
-    if window.packed_through_ms is None:
-        return
-    position_ms = max(window.packed_through_ms, past.floor_ms)
-    while True:
-        times = [ms for each in window.series.values() for ms in _after(each, position_ms)]
-        gap_ms = window.omissions.next_after(position_ms)
-        if gap_ms is not None:
-            times.append(gap_ms)
-        next_ms = min(times, default=None)
-        if next_ms is None or next_ms > through_ms:
-            return
-        start_ms, end_ms = past.grid.bounds(next_ms)
-        found = PastWindow(start_ms, end_ms)
-        for metric_type in sorted(window.series):
-            series = window.series[metric_type]
-            first, last = series.range(position_ms, min(end_ms, through_ms))
-            if first < last:
-                found.add_series(metric_type, series, first, last, ranked=True)
-        for metric_type, count in window.omissions.counts(position_ms, min(end_ms, through_ms)):
-            found.of(metric_type).omitted += count
-        yield found
-        position_ms = end_ms
-
-
-def _after(series: Series, position_ms: int) -> Sequence[int]:
-    """The first time after a position, if there is one."""
-    at = bisect_right(series.times, position_ms)
-    return series.times[at : at + 1]

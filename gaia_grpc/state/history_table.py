@@ -16,9 +16,10 @@ from gaia.metrics.v1 import metrics_pb2
 from gaia_grpc.state import detector_inputs, page_tokens
 from gaia_grpc.state.channels import CHANNELS
 from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
-from gaia_grpc.state.history import HISTORY_LEVEL, Histories, raw_windows
+from gaia_grpc.state.history import HISTORY_LEVEL, Histories
 from gaia_grpc.state.history_codec import Figures, PastWindow
 from gaia_grpc.state.history_grid import AT_ALL_TIMES
+from gaia_grpc.state.history_raw import raw_windows
 from gaia_grpc.state.packing import MICRO
 from gaia_grpc.state.refusal import feature_level_too_low, invalid
 from gaia_grpc.state.snapshot import Part

@@ -207,7 +207,7 @@ class MetricsTable:
             oldest_ms = min(times)
             if past is not None and oldest_ms <= past_ms:
                 old = [pair for pair in zip(times, values, strict=True) if pair[0] <= past_ms]
-                expired += self._history.note(past, column.metric_type, old, late_ms)
+                expired += self._history.note(past, window, column.metric_type, old, late_ms)
             if oldest_ms <= late_ms:
                 kept = [at for at, time_ms in enumerate(times) if time_ms > late_ms]
                 late += len(times) - len(kept)

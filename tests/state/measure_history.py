@@ -71,7 +71,7 @@ class School:
     def _batch(self, student: str, app: str) -> command_pb2.PackedBatch:
         batch = command_pb2.PackedBatch(
             source_id=student + app, source_epoch=1, sequence=self.sequence, student_id=student,
-            app_name=app, classroom_id="room", sent_at_ms=self.lesson.now_ms,
+            app_name=app, classroom_id=f"room-{student[8:11]}", sent_at_ms=self.lesson.now_ms,
             content_digest=self.sequence.to_bytes(16, "big"),
         )  # fmt: skip
         for kind in KINDS:

@@ -156,6 +156,20 @@ def test_students_apps_and_timelines_never_mix() -> None:
     assert sums == [[1], [2], [3], [4]]
 
 
+def test_late_data_fills_a_window_with_no_more_types_than_an_answer_can_bring(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(history, "MAX_LATE_TYPES", 3)
+    lesson = Lesson()
+    old = lesson.now_ms - HOUR_MS
+    first = lesson.publish([(f"a{number}", 1, old) for number in range(2)])
+    second = lesson.publish([(f"b{number}", 1, old) for number in range(4)])
+    third = lesson.publish([("a0", 1, old), ("b9", 1, old)])
+    assert [each.expired_count for each in (first, second, third)] == [0, 3, 1]
+    assert counts(past(lesson)[0].aggregate) == {"a0": 2, "a1": 1, "b0": 1}
+    assert lesson.window().late_total == 8
+
+
 # --- packing --------------------------------------------------------------------------------------
 
 

@@ -309,8 +309,8 @@ class BatchResult(_message.Message):
     sampled_count: _builtins.int
     """Metrics that the peer left out under pressure (metrics.sampling); they count as omissions."""
     expired_count: _builtins.int
-    """Of late_count: older than any past window that is kept, so they are counted and in no window. Not
-    repeated in the answer to a duplicate.
+    """Of late_count: older than any past window that is kept, or of one type too many for theirs, so
+    they are counted and in no window. Not repeated in the answer to a duplicate.
     """
     @_builtins.property
     def rejected(self) -> _containers.RepeatedCompositeFieldContainer[Global___RejectedMetric]:
