@@ -1,4 +1,4 @@
-"""What is closed or over and not packed yet, out of the rolling window's own metrics and gap marks."""
+"""What is over and not packed yet, out of the rolling window's own metrics and gap marks."""
 
 from __future__ import annotations
 
