@@ -32,6 +32,7 @@ from gaia_grpc.config import PeerConfig, split_address
 from gaia_grpc.errors import ConfigError, GaiaError, InvalidArgumentError, StartupError
 from gaia_grpc.logs import configure_logs
 from gaia_grpc.node.clock import Clock
+from gaia_grpc.node.collecting import ShortCollections
 from gaia_grpc.node.disk_thread import DISK_THREADS
 from gaia_grpc.node.driver import NodeDriver
 from gaia_grpc.raft.types import NodeId
@@ -88,6 +89,8 @@ async def serve(config: PeerConfig, clock: Clock | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     keep_what_is_loaded()
+    collections = ShortCollections()
+    collections.install()
     try:
         await PeerServer(config, clock, owns_process=True).run(stop)
     except ConfigError as error:
@@ -98,6 +101,7 @@ async def serve(config: PeerConfig, clock: Clock | None = None) -> int:
         log.error("peer failed", exc_info=error)
         return _complain(f"internal error ({type(error).__name__}), see the log", EXIT_FAILURE)
     finally:
+        collections.remove()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
     return 0
