@@ -25,12 +25,20 @@ from gaia_grpc.client.jobs import (
 )
 from gaia_grpc.client.locks import HeldLock, LocksApi
 from gaia_grpc.client.metrics import MetricsApi
+from gaia_grpc.client.presets import (
+    ComprehensionApp,
+    MathApp,
+    PianoApp,
+    ReadingApp,
+    TypingApp,
+)
 from gaia_grpc.client.resources import (
     LINEARIZABLE,
     LOCAL,
     ClusterApi,
     SessionsApi,
 )
+from gaia_grpc.client.spool import Spool
 from gaia_grpc.client.task_specs import TaskRef, new_task
 from gaia_grpc.client.tasks import TasksApi
 from gaia_grpc.client.watches import StateWatch
@@ -49,22 +57,28 @@ __all__ = [
     "Client",
     "ClusterApi",
     "Codec",
+    "ComprehensionApp",
     "Connection",
     "Fail",
     "HeldLock",
     "Job",
     "LocksApi",
+    "MathApp",
     "MetricsApi",
     "MetricsBuffer",
     "MetricsCounters",
     "Peer",
     "PermanentTaskError",
+    "PianoApp",
+    "ReadingApp",
     "Release",
     "Retry",
     "SessionsApi",
+    "Spool",
     "StateWatch",
     "TaskRef",
     "TasksApi",
+    "TypingApp",
     "Worker",
     "WorkerCounters",
     "connect_blocking",

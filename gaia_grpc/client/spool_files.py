@@ -79,7 +79,7 @@ class SpoolFiles:
         Raises:
             StorageError: another process has it (SPOOL_LOCKED), or it belongs to another source.
         """
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._directory = directory
         self._segment_bytes = max(max_bytes // SEGMENTS, 4_096)
         self._lock = _locked(directory / "lock")
