@@ -381,7 +381,8 @@ async def test_sampling_begins_with_pressure_and_every_drop_is_shown(serve: Serv
         again = (await publish(peer, make_batch(2, values=(1.0,) * 50))).results[0]
         assert again.status == metrics_pb2.BATCH_STATUS_DUPLICATE
         assert (again.accepted_count, again.sampled_count) == (10, 40)
-        assert (await get_aggregate(peer)).metrics[0].count == 60
+        (window,) = (await get_aggregate(peer)).metrics
+        assert (window.count, window.omitted_count, window.completeness) == (60, 40, 0.6)
         omissions = [
             (omission.metric_type, omission.count, omission.reason)
             for command in peer.node.commands
