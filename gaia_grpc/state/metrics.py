@@ -168,9 +168,9 @@ class MetricsTable:
         window = timeline.windows.get(key) if timeline is not None else None
         if window is None:
             return len(types) <= MAX_WINDOW_TYPES
-        known = {*window.series, *window.omissions.by_type}
-        new = len(types - known)
-        return not new or len(known) + new <= MAX_WINDOW_TYPES
+        series, gaps = window.series, window.omissions.by_type
+        new = sum([name not in series and name not in gaps for name in types])
+        return not new or len({*series, *gaps}) + new <= MAX_WINDOW_TYPES
 
     def _store(
         self,

@@ -64,6 +64,7 @@ class HandledLog(ABC):
         leader: str | None = None,
         writable: bool | None = None,
         members: tuple[MemberStatus, ...] | None = None,
+        feature_level: int | None = None,
     ) -> None:
         """Changes what the peer knows of its cluster, and wakes who waits for that."""
         if role is not None:
@@ -75,6 +76,8 @@ class HandledLog(ABC):
             self._told["writable"] = writable
         if members is not None:
             self._told["members"] = members
+        if feature_level is not None:
+            self._told["feature_level"] = feature_level
         self._told_event.set()
         self._told_event = asyncio.Event()
 
