@@ -29,6 +29,7 @@ from gaia_grpc.state.task_index import PendingIndex
 from gaia_grpc.state.task_policies import TaskPolicies
 from gaia_grpc.state.task_record import (
     BLOCKED,
+    CANCELLED,
     CLAIM_EVENTS,
     CLAIMED,
     COMPLETED,
@@ -276,13 +277,8 @@ class TaskStore:
         """Adds to the task's history."""
         self._frozen.changing(task.number)
         in_claim = kind in CLAIM_EVENTS
-        event = (
-            kind,
-            self._context.now_ms,
-            task.session_id if in_claim else "",
-            task.claim_token if in_claim else 0,
-            error,
-        )
+        claim = (task.session_id, task.claim_token) if in_claim else ("", 0)
+        event = (kind, self._context.now_ms, *claim, error)
         most = self._context.settings.integer("task.max_history")
         task.record((*event, error_type) if error_type else event, most)
 
@@ -297,7 +293,7 @@ class TaskStore:
 
     def finished_count(self) -> int:
         """Finished tasks that are retained."""
-        return sum(self.counts[state] for state in FINISHED_STATES)
+        return self.counts[COMPLETED] + self.counts[FAILED] + self.counts[CANCELLED]
 
     def _move(self, task: Task, state: State) -> None:
         self._frozen.changing(task.number)
