@@ -225,6 +225,46 @@ class PlainQueue:
         if held:
             self.serve(task.holder)
 
+    # --- what a batch may depend on
+
+    def plan(self, specs: list[tuple[Any, ...]]) -> tuple[list[tuple[Any, ...]], str]:
+        """The specs with the names of what they depend on, and why they will be refused."""
+        planned = []
+        refused = ""
+        counts: dict[str, int] = {}
+        for position, (*rest, picks) in enumerate(specs):
+            names = []
+            delay_ms, deadline_ms = rest[2], rest[3]
+            if 0 < deadline_ms <= delay_ms:
+                refused = refused or "INVALID_ARGUMENT"
+            for pick in picks:
+                if pick < 0 and position + pick >= 0:
+                    names.append(f"#{position + pick}")
+                elif pick >= 0 and self.tasks:
+                    names.append(f"t-{pick % len(self.tasks) + 1:012d}")
+            for name in dict.fromkeys(names):
+                refused = refused or self.refused(name, counts)
+            planned.append((*rest, names))
+        return planned, refused
+
+    def refused(self, name: str, counts: dict[str, int]) -> str:
+        """Why nothing can depend on this one; counts it where something can."""
+        state, before = "PENDING", 0
+        if name[0] != "#":
+            state = self.state(int(name[2:]))
+            before = len(self.dependents(int(name[2:])))
+        if state == "PURGED":
+            return "NOT_FOUND"
+        if state in ("FAILED", "CANCELLED"):
+            return "DEPENDENCY_FAILED"
+        if state == "COMPLETED":
+            return ""
+        counts[name] = counts.get(name, before) + 1
+        return "TOO_MANY_DEPENDENTS" if counts[name] > MAX_DEPENDENTS else ""
+
+    def state(self, number: int) -> str:
+        return self.tasks[number - 1].state
+
     # --- requeue
 
     def stuck(self, task: PlainTask) -> bool:

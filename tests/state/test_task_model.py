@@ -21,7 +21,7 @@ from tests.state.plain_queue import (
     PlainQueue,
     PlainSession,
     PlainTask,
-)
+)  # fmt: skip
 from tests.state.snapshot_checks import restored, whole
 
 SUBJECTS = st.sampled_from(["general", "math", "art"])
@@ -104,7 +104,7 @@ class QueueComparison(RuleBasedStateMachine):
         )
     )
     def enqueue(self, specs: list[tuple[Any, ...]]) -> None:
-        planned, refused = self.plan(specs)
+        planned, refused = self.plain.plan(specs)
         tasks = []
         for (task_type, affinity, priority), retries, delay_ms, deadline_ms, names in planned:
             tasks.append(
@@ -128,7 +128,7 @@ class QueueComparison(RuleBasedStateMachine):
             numbers = [base + 1 + int(n[1:]) if n[0] == "#" else int(n[2:]) for n in names]
             task.depends_on = tuple(dict.fromkeys(numbers))
             task.waiting_for = [
-                n for n in sorted(task.depends_on) if n > base or self.state(n) != "COMPLETED"
+                n for n in sorted(task.depends_on) if n > base or self.plain.state(n) != "COMPLETED"
             ]
             self.plain.tasks.append(task)
             added.append(task)
@@ -143,44 +143,6 @@ class QueueComparison(RuleBasedStateMachine):
             if task.state == "PENDING":
                 self.plain.offer(task)
         self.log.do(enqueue_tasks={"tasks": tasks})
-
-    def plan(self, specs: list[tuple[Any, ...]]) -> tuple[list[tuple[Any, ...]], str]:
-        """The specs with the names of what they depend on, and why they will be refused."""
-        planned = []
-        refused = ""
-        counts: dict[str, int] = {}
-        for position, (*rest, picks) in enumerate(specs):
-            names = []
-            delay_ms, deadline_ms = rest[2], rest[3]
-            if 0 < deadline_ms <= delay_ms:
-                refused = refused or "INVALID_ARGUMENT"
-            for pick in picks:
-                if pick < 0 and position + pick >= 0:
-                    names.append(f"#{position + pick}")
-                elif pick >= 0 and self.plain.tasks:
-                    names.append(f"t-{pick % len(self.plain.tasks) + 1:012d}")
-            for name in dict.fromkeys(names):
-                refused = refused or self.refused(name, counts)
-            planned.append((*rest, names))
-        return planned, refused
-
-    def refused(self, name: str, counts: dict[str, int]) -> str:
-        """Why nothing can depend on this one; counts it where something can."""
-        state, before = "PENDING", 0
-        if name[0] != "#":
-            state = self.state(int(name[2:]))
-            before = len(self.plain.dependents(int(name[2:])))
-        if state == "PURGED":
-            return "NOT_FOUND"
-        if state in ("FAILED", "CANCELLED"):
-            return "DEPENDENCY_FAILED"
-        if state == "COMPLETED":
-            return ""
-        counts[name] = counts.get(name, before) + 1
-        return "TOO_MANY_DEPENDENTS" if counts[name] > MAX_DEPENDENTS else ""
-
-    def state(self, number: int) -> str:
-        return self.plain.tasks[number - 1].state
 
     @rule(
         task_type=TYPES,
