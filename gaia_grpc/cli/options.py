@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from gaia_grpc.errors import ConfigError
-
-if TYPE_CHECKING:
-    from google.protobuf.duration_pb2 import Duration
 
 Result = TypeVar("Result")
 
@@ -66,22 +63,6 @@ def parse_pairs(option: str, values: Iterable[str]) -> list[tuple[str, str]]:
             raise ConfigError(f"{option}: {key.strip()} is given twice")
         pairs[key.strip()] = value.strip()
     return list(pairs.items())
-
-
-def parse_duration(option: str, text: str | None) -> Duration | None:
-    """`90s`, `10m`, `1.5h` as a protobuf Duration, None as None. Raises `ConfigError`."""
-    from google.protobuf.duration_pb2 import Duration
-
-    from gaia_grpc.state.settings import parse_duration_ms
-
-    if text is None:
-        return None
-    value = Duration()
-    try:
-        value.FromMilliseconds(parse_duration_ms(text))
-    except ValueError as error:
-        raise ConfigError(f"{option}: {error}") from error
-    return value
 
 
 def run_async(main: Coroutine[Any, Any, Result]) -> Result:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import typer.core
 
 if TYPE_CHECKING:
-    from google.protobuf.duration_pb2 import Duration
     from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
     from rich.console import Console
@@ -113,13 +112,6 @@ def time_text(moment: Timestamp) -> str:
     if not moment.seconds:
         return "-"
     return moment.ToDatetime().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def duration_text(value: Duration) -> str:
-    """A duration as settings are written: `1.5s`, `10m`."""
-    from gaia_grpc.state.settings import format_duration
-
-    return format_duration(value.ToMilliseconds())
 
 
 def moment_text(at_ms: int) -> str:

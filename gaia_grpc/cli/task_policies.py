@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gaia_grpc.cli.durations import duration_text, parse_duration
 from gaia_grpc.cli.options import (
     DEFAULT_CLUSTER,
     ClusterOption,
     JsonOption,
     LimitOption,
-    parse_duration,
 )
 from gaia_grpc.cli.output import (
     ListByDefault,
-    duration_text,
     print_cut_off,
     print_json,
     print_table,

@@ -9,6 +9,7 @@ import typer
 
 from gaia_grpc.cli import task_policies
 from gaia_grpc.cli.dead_letters import list_dead, requeue_tasks
+from gaia_grpc.cli.durations import parse_duration
 from gaia_grpc.cli.options import (
     DEFAULT_CLUSTER,
     ClusterOption,
@@ -17,7 +18,6 @@ from gaia_grpc.cli.options import (
     LimitOption,
     TimeoutOption,
     parse_cluster,
-    parse_duration,
     run_async,
 )
 from gaia_grpc.cli.output import (
