@@ -68,7 +68,7 @@ class Selection:
 
 
 def select_by(wanted: alert_pb2.AlertFilter) -> Selection:
-    """The selection of a filter. Rosters come later, so a teacher's classrooms are unknown yet."""
+    """The selection of a filter; by teacher, of whom a roster knows the classrooms, comes later."""
     if wanted.teacher_id:
         raise unimplemented("filter.teacher_id")
     return Selection(

@@ -33,6 +33,8 @@ QUERIES: tuple[dict[str, Any], ...] = (
     {"list_alerts": {}},
     {"alert_events": {"limit": 1_000}},
     {"list_locks": {"page_size": 1_000}},
+    {"list_classrooms": {"page_size": 1_000}},
+    {"list_classrooms": {"page_size": 1_000, "teacher_id": "t1"}},
     *({"lock_wait": {"waiter_id": number, "name": "a"}} for number in range(1, 40)),
 )
 
