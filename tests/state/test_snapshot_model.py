@@ -32,7 +32,7 @@ class SnapshotComparison(QueueComparison):
             self.taken += self.encoder.take(records)
 
     @rule()
-    def restart(self) -> None:
+    def restore(self) -> None:
         # What was under way ends with the peer; its bytes must be right all the same.
         self.finish()
         before = self.log.machine
