@@ -32,10 +32,13 @@ from gaia_grpc.state.windows import Series, StudentWindow
 
 HISTORY_LEVEL: Final = 3
 """Feature level from which on there are past windows."""
-PACKED_A_COMMAND: Final = 4_096
+PACKED_A_COMMAND: Final = 8_192
 """Metrics that one command may pack, and twice what it brings beside that."""
+TYPE_COST: Final = 200
+"""Packing a type of a window costs as much as so many metrics, however few it has."""
 MAX_LATE_TYPES: Final = 1_000
 """A past window that has so many types takes late data of no other."""
+MOST_WINDOWS_BEHIND: Final = 4
 SPREAD: Final = 4
 """Students are packed over this part of a window, each at its own time."""
 VISIT_EVERY_MS: Final = 600_000
@@ -113,7 +116,13 @@ class Histories:
 
     def _pack_closed(self, past: TimelineHistory, window: StudentWindow) -> None:
         count = sum([bisect_right(each.times, past.closed_ms) for each in window.series.values()])
-        if count > self._budget and self._budget < PACKED_A_COMMAND:
+        count += TYPE_COST * len(window.series)
+        packed_ms = window.packed_through_ms
+        behind_ms = past.closed_ms - packed_ms if packed_ms is not None else 0
+        # Who is far behind waits no longer: what is not packed can't be cut off. A student who was
+        # away for so long has no window any more.
+        overdue = behind_ms > MOST_WINDOWS_BEHIND * self.window_ms
+        if not overdue and count > self._budget and self._budget < PACKED_A_COMMAND:
             return
         self._budget -= count
         self._pack(past, window, past.closed_ms)

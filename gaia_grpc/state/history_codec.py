@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import gcd
 from operator import mul
 from typing import Final
 
@@ -184,10 +185,10 @@ def _encode_figures(target: bytearray, figures: Figures, start_ms: int) -> None:
 def _power_of_ten(figures: Figures) -> int:
     """The largest one that divides all values as far as can be told from their figures."""
     percentiles = (figures.p50, figures.p95, figures.p99)
-    shared = (figures.minimum, figures.maximum, figures.total, *percentiles)
+    shared = gcd(figures.minimum, figures.maximum, figures.total, *percentiles)
     for power in range(MAX_POWER, 0, -1):
         unit = 10**power
-        if not figures.squares % (unit * unit) and not any(value % unit for value in shared):
+        if not shared % unit and not figures.squares % (unit * unit):
             return power
     return 0
 

@@ -213,7 +213,7 @@ def test_students_are_packed_at_times_of_their_own_and_few_in_one_command() -> N
 
 def test_a_command_packs_little_more_than_it_brings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Students that all come back at once after a break are packed over some commands."""
-    monkeypatch.setattr(history, "PACKED_A_COMMAND", 100)
+    monkeypatch.setattr(history, "PACKED_A_COMMAND", 1_000)
     lesson = Lesson()
     students = [f"s{number}" for number in range(30)]
     for student in students:
