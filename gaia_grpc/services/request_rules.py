@@ -43,8 +43,8 @@ from gaia_grpc.services.validation import (
     text,
     whole,
 )
-from gaia_grpc.state.classrooms import MAX_STUDENTS, MAX_TEACHERS
 from gaia_grpc.state.packing import MAX_OMITTED, MAX_TIME_MS
+from gaia_grpc.state.rosters import MAX_STUDENTS, MAX_TEACHERS
 
 MAX_LEASE_MS = 7 * 24 * 3_600_000
 MAX_OMISSIONS = 100

@@ -18,10 +18,9 @@ from gaia_grpc.state import page_tokens, refusal
 from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
 from gaia_grpc.state.messages import timestamp
 from gaia_grpc.state.refusal import Refused, refused
+from gaia_grpc.state.rosters import MAX_STUDENTS, MAX_TEACHERS
 from gaia_grpc.state.snapshot import Part, Section
 
-MAX_TEACHERS: Final = 1_000
-MAX_STUDENTS: Final = 10_000
 PIECE_MEMBERS: Final = 500
 """In one record of a snapshot: some 50 us."""
 PAGE_MEMBERS: Final = 20_000

@@ -16,7 +16,8 @@ from tests.contract.test_architecture import PACKAGE, parse, sources
 SEAM = "gaia_grpc.node.api"
 BELOW = ("gaia_grpc.node", "gaia_grpc.raft", "gaia_grpc.storage", "gaia_grpc.transport")
 SHARED_WITH_STATE = frozenset(
-    f"gaia_grpc.state.{name}" for name in ("channels", "omissions", "packing", "settings", "topics")
+    f"gaia_grpc.state.{name}"
+    for name in ("channels", "omissions", "packing", "rosters", "settings", "topics")
 )
 """Rules that ingress and apply must agree on: functions and names, no state."""
 HOLDS_STATE = frozenset(
