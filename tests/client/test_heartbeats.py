@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import random
 import selectors
+from contextlib import suppress
 from typing import Any, cast
 
 from gaia.session.v1 import session_pb2
@@ -76,10 +77,9 @@ def beats_of_an_hour(sessions: Sessions, seed: int) -> WorkerCounters:
             draw=random.Random(seed).random,
         )
         await keeper.register_first()
-        keeping = asyncio.create_task(keeper.keep())
-        await asyncio.sleep(HOUR_S)
-        keeping.cancel()
-        await asyncio.wait({keeping})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(HOUR_S):
+                await keeper.keep()
 
     with asyncio.Runner(loop_factory=HurriedLoop) as runner:
         runner.run(run())
