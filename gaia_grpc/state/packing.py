@@ -106,6 +106,14 @@ def pack_batch(
                 time_offsets_ms=encode_column(column[0]),
                 values_micro=encode_column(column[1]),
             )
+    _pack_omissions(packed, omissions, max_future_ms)
+    return Packing(packed, tuple(rejected))
+
+
+def _pack_omissions(
+    packed: command_pb2.PackedBatch, omissions: Sequence[metrics_pb2.Omission], max_future_ms: int
+) -> None:
+    sent_at_ms = packed.sent_at_ms
     for mark in omissions:
         time_ms = mark.event_time_ms
         offset_ms = time_ms - sent_at_ms if time_ms and sent_at_ms else 0
@@ -115,7 +123,6 @@ def pack_batch(
             time_offset_ms=min(max(offset_ms, _OLDEST_OFFSET_MS), max_future_ms),
             reason=mark.reason,
         )
-    return Packing(packed, tuple(rejected))
 
 
 def _sent_at(batch: metrics_pb2.MetricBatch, times: Sequence[int]) -> int:
