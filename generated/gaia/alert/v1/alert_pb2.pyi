@@ -378,6 +378,7 @@ class AlertEvent(_message.Message):
     CHANGE_FIELD_NUMBER: _builtins.int
     ALERT_FIELD_NUMBER: _builtins.int
     APPLIED_INDEX_FIELD_NUMBER: _builtins.int
+    PUSHED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Position in the one order of all alert events, from 1, without gaps. Events of a student whose
     data was deleted keep their place and are not sent any more.
@@ -386,6 +387,10 @@ class AlertEvent(_message.Message):
     """What changed."""
     applied_index: _builtins.int
     """Index of the log entry that made the change."""
+    pushed: _builtins.bool
+    """Whether teachers are told now; false: the change stands on the board only. The push budget, a
+    snooze and an acknowledgement hold pushes back.
+    """
     @_builtins.property
     def alert(self) -> Global___Alert:
         """The alert after the change."""
@@ -397,10 +402,11 @@ class AlertEvent(_message.Message):
         change: Global___AlertChange.ValueType = ...,
         alert: Global___Alert | None = ...,
         applied_index: _builtins.int = ...,
+        pushed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "applied_index", b"applied_index", "change", b"change", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "applied_index", b"applied_index", "change", b"change", "pushed", b"pushed", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

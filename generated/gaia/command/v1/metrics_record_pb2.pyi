@@ -443,6 +443,7 @@ class AlertEventRecord(_message.Message):
     STUDENT_ID_FIELD_NUMBER: _builtins.int
     SEVERITY_FIELD_NUMBER: _builtins.int
     ALERT_FIELD_NUMBER: _builtins.int
+    PUSHED_FIELD_NUMBER: _builtins.int
     change: _builtins.int
     """gaia.alert.v1.AlertChange."""
     applied_index: _builtins.int
@@ -459,6 +460,8 @@ class AlertEventRecord(_message.Message):
     """gaia.alert.v1.Severity after it."""
     alert: _builtins.bytes
     """The serialized gaia.alert.v1.Alert after it."""
+    pushed: _builtins.bool
+    """Whether it was a push."""
     def __init__(
         self,
         *,
@@ -470,10 +473,11 @@ class AlertEventRecord(_message.Message):
         student_id: _builtins.str = ...,
         severity: _builtins.int = ...,
         alert: _builtins.bytes = ...,
+        pushed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "alert_number", b"alert_number", "applied_index", b"applied_index", "change", b"change", "classroom_id", b"classroom_id", "severity", b"severity", "student_id", b"student_id", "timeline_id", b"timeline_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "alert_number", b"alert_number", "applied_index", b"applied_index", "change", b"change", "classroom_id", b"classroom_id", "pushed", b"pushed", "severity", b"severity", "student_id", b"student_id", "timeline_id", b"timeline_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -486,16 +490,20 @@ class AlertCounters(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LAST_NUMBER_FIELD_NUMBER: _builtins.int
+    LAST_INTERVENTION_FIELD_NUMBER: _builtins.int
     last_number: _builtins.int
     """Number of the newest alert."""
+    last_intervention: _builtins.int
+    """Number of the newest intervention."""
     def __init__(
         self,
         *,
         last_number: _builtins.int = ...,
+        last_intervention: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_number", b"last_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_intervention", b"last_intervention", "last_number", b"last_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -511,6 +519,7 @@ class AlertRecord(_message.Message):
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     ALERT_FIELD_NUMBER: _builtins.int
+    PUSH_WANTED_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Its number."""
     last_sequence: _builtins.int
@@ -519,6 +528,8 @@ class AlertRecord(_message.Message):
     """gaia.alert.v1.AlertState."""
     alert: _builtins.bytes
     """The serialized gaia.alert.v1.Alert, where that event is no longer retained."""
+    push_wanted: _builtins.bool
+    """Whether it is to be pushed as soon as it may."""
     def __init__(
         self,
         *,
@@ -526,10 +537,11 @@ class AlertRecord(_message.Message):
         last_sequence: _builtins.int = ...,
         state: _builtins.int = ...,
         alert: _builtins.bytes = ...,
+        push_wanted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "last_sequence", b"last_sequence", "number", b"number", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "last_sequence", b"last_sequence", "number", b"number", "push_wanted", b"push_wanted", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -551,6 +563,7 @@ class EpisodeRecord(_message.Message):
     HOLD_UNTIL_MS_FIELD_NUMBER: _builtins.int
     CLOSED_MS_FIELD_NUMBER: _builtins.int
     DUE_MS_FIELD_NUMBER: _builtins.int
+    MIXED_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Number of its alert."""
     timeline_id: _builtins.str
@@ -571,6 +584,8 @@ class EpisodeRecord(_message.Message):
     """When it ended; -1 while it is open."""
     due_ms: _builtins.int
     """When it is looked at again."""
+    mixed: _builtins.bool
+    """Whether it became mixed_struggle, one severity above its own."""
     def __init__(
         self,
         *,
@@ -584,11 +599,152 @@ class EpisodeRecord(_message.Message):
         hold_until_ms: _builtins.int = ...,
         closed_ms: _builtins.int = ...,
         due_ms: _builtins.int = ...,
+        mixed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "closed_ms", b"closed_ms", "due_ms", b"due_ms", "hold_until_ms", b"hold_until_ms", "number", b"number", "opened_ms", b"opened_ms", "pattern_group", b"pattern_group", "severity", b"severity", "student_id", b"student_id", "timeline_id", b"timeline_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "closed_ms", b"closed_ms", "due_ms", b"due_ms", "hold_until_ms", b"hold_until_ms", "mixed", b"mixed", "number", b"number", "opened_ms", b"opened_ms", "pattern_group", b"pattern_group", "severity", b"severity", "student_id", b"student_id", "timeline_id", b"timeline_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EpisodeRecord: _TypeAlias = EpisodeRecord  # noqa: Y015
+
+@_typing.final
+class StruggleRecord(_message.Message):
+    """StruggleRecord is where the model's episode machine of a student in an app stands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMELINE_ID_FIELD_NUMBER: _builtins.int
+    STUDENT_ID_FIELD_NUMBER: _builtins.int
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    MACHINE_FIELD_NUMBER: _builtins.int
+    timeline_id: _builtins.str
+    """Timeline; empty for live metrics."""
+    student_id: _builtins.str
+    """The student."""
+    app_name: _builtins.str
+    """The app."""
+    @_builtins.property
+    def machine(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The fields of the machine, in the order of struggle_machine.py."""
+
+    def __init__(
+        self,
+        *,
+        timeline_id: _builtins.str = ...,
+        student_id: _builtins.str = ...,
+        app_name: _builtins.str = ...,
+        machine: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "machine", b"machine", "student_id", b"student_id", "timeline_id", b"timeline_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StruggleRecord: _TypeAlias = StruggleRecord  # noqa: Y015
+
+@_typing.final
+class PushBudgetRecord(_message.Message):
+    """PushBudgetRecord holds the pushes of the last minute to one teacher or classroom."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMELINE_ID_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    PUSH_MS_FIELD_NUMBER: _builtins.int
+    timeline_id: _builtins.str
+    """Timeline; empty for live alerts."""
+    owner: _builtins.str
+    """Whose."""
+    @_builtins.property
+    def push_ms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """When they were, ascending."""
+
+    def __init__(
+        self,
+        *,
+        timeline_id: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        push_ms: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "push_ms", b"push_ms", "timeline_id", b"timeline_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushBudgetRecord: _TypeAlias = PushBudgetRecord  # noqa: Y015
+
+@_typing.final
+class InterventionRecord(_message.Message):
+    """InterventionRecord is one intervention."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    INTERVENTION_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Its number."""
+    intervention: _builtins.bytes
+    """The serialized gaia.alert.v1.Intervention."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        intervention: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["intervention", b"intervention", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InterventionRecord: _TypeAlias = InterventionRecord  # noqa: Y015
+
+@_typing.final
+class OperationalRecord(_message.Message):
+    """OperationalRecord is an open operational alert."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    PATTERN_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    OCCURRENCES_FIELD_NUMBER: _builtins.int
+    LAST_MS_FIELD_NUMBER: _builtins.int
+    TOLD_FIELD_NUMBER: _builtins.int
+    TOLD_MS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Number of its alert."""
+    pattern: _builtins.str
+    """What happened, for example session_failed."""
+    subject: _builtins.str
+    """To what."""
+    occurrences: _builtins.int
+    """How often."""
+    last_ms: _builtins.int
+    """When it happened last."""
+    told: _builtins.int
+    """How often by its newest event."""
+    told_ms: _builtins.int
+    """When that event was."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        pattern: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        occurrences: _builtins.int = ...,
+        last_ms: _builtins.int = ...,
+        told: _builtins.int = ...,
+        told_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_ms", b"last_ms", "number", b"number", "occurrences", b"occurrences", "pattern", b"pattern", "subject", b"subject", "told", b"told", "told_ms", b"told_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OperationalRecord: _TypeAlias = OperationalRecord  # noqa: Y015

@@ -62,6 +62,10 @@ class SnapshotRecord(_message.Message):
     ALERT_COUNTERS_FIELD_NUMBER: _builtins.int
     ALERT_FIELD_NUMBER: _builtins.int
     EPISODE_FIELD_NUMBER: _builtins.int
+    STRUGGLE_FIELD_NUMBER: _builtins.int
+    PUSH_BUDGET_FIELD_NUMBER: _builtins.int
+    OPERATIONAL_FIELD_NUMBER: _builtins.int
+    INTERVENTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> Global___SnapshotHeader:
         """First record."""
@@ -188,6 +192,22 @@ class SnapshotRecord(_message.Message):
     def episode(self) -> _metrics_record_pb2.EpisodeRecord:
         """An episode."""
 
+    @_builtins.property
+    def struggle(self) -> _metrics_record_pb2.StruggleRecord:
+        """The model's view of a student in an app."""
+
+    @_builtins.property
+    def push_budget(self) -> _metrics_record_pb2.PushBudgetRecord:
+        """Pushes of the last minute."""
+
+    @_builtins.property
+    def operational(self) -> _metrics_record_pb2.OperationalRecord:
+        """An operational alert that is open."""
+
+    @_builtins.property
+    def intervention(self) -> _metrics_record_pb2.InterventionRecord:
+        """An intervention."""
+
     def __init__(
         self,
         *,
@@ -221,12 +241,16 @@ class SnapshotRecord(_message.Message):
         alert_counters: _metrics_record_pb2.AlertCounters | None = ...,
         alert: _metrics_record_pb2.AlertRecord | None = ...,
         episode: _metrics_record_pb2.EpisodeRecord | None = ...,
+        struggle: _metrics_record_pb2.StruggleRecord | None = ...,
+        push_budget: _metrics_record_pb2.PushBudgetRecord | None = ...,
+        operational: _metrics_record_pb2.OperationalRecord | None = ...,
+        intervention: _metrics_record_pb2.InterventionRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "alert_counters", b"alert_counters", "alert_events", b"alert_events", "body", b"body", "classroom", b"classroom", "deletions", b"deletions", "ended_tasks", b"ended_tasks", "episode", b"episode", "finished_by_policy", b"finished_by_policy", "finished_tasks", b"finished_tasks", "granted_waits", b"granted_waits", "header", b"header", "history", b"history", "history_timeline", b"history_timeline", "lock", b"lock", "lock_counters", b"lock_counters", "lock_wait", b"lock_wait", "request", b"request", "request_sweeps", b"request_sweeps", "session", b"session", "session_counters", b"session_counters", "source", b"source", "task", b"task", "task_age", b"task_age", "task_counters", b"task_counters", "task_policy", b"task_policy", "timeline", b"timeline", "trailer", b"trailer", "wait", b"wait", "wait_counters", b"wait_counters", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "alert_counters", b"alert_counters", "alert_events", b"alert_events", "body", b"body", "classroom", b"classroom", "deletions", b"deletions", "ended_tasks", b"ended_tasks", "episode", b"episode", "finished_by_policy", b"finished_by_policy", "finished_tasks", b"finished_tasks", "granted_waits", b"granted_waits", "header", b"header", "history", b"history", "history_timeline", b"history_timeline", "intervention", b"intervention", "lock", b"lock", "lock_counters", b"lock_counters", "lock_wait", b"lock_wait", "operational", b"operational", "push_budget", b"push_budget", "request", b"request", "request_sweeps", b"request_sweeps", "session", b"session", "session_counters", b"session_counters", "source", b"source", "struggle", b"struggle", "task", b"task", "task_age", b"task_age", "task_counters", b"task_counters", "task_policy", b"task_policy", "timeline", b"timeline", "trailer", b"trailer", "wait", b"wait", "wait_counters", b"wait_counters", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "alert_counters", b"alert_counters", "alert_events", b"alert_events", "body", b"body", "classroom", b"classroom", "deletions", b"deletions", "ended_tasks", b"ended_tasks", "episode", b"episode", "finished_by_policy", b"finished_by_policy", "finished_tasks", b"finished_tasks", "granted_waits", b"granted_waits", "header", b"header", "history", b"history", "history_timeline", b"history_timeline", "lock", b"lock", "lock_counters", b"lock_counters", "lock_wait", b"lock_wait", "request", b"request", "request_sweeps", b"request_sweeps", "session", b"session", "session_counters", b"session_counters", "source", b"source", "task", b"task", "task_age", b"task_age", "task_counters", b"task_counters", "task_policy", b"task_policy", "timeline", b"timeline", "trailer", b"trailer", "wait", b"wait", "wait_counters", b"wait_counters", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "alert_counters", b"alert_counters", "alert_events", b"alert_events", "body", b"body", "classroom", b"classroom", "deletions", b"deletions", "ended_tasks", b"ended_tasks", "episode", b"episode", "finished_by_policy", b"finished_by_policy", "finished_tasks", b"finished_tasks", "granted_waits", b"granted_waits", "header", b"header", "history", b"history", "history_timeline", b"history_timeline", "intervention", b"intervention", "lock", b"lock", "lock_counters", b"lock_counters", "lock_wait", b"lock_wait", "operational", b"operational", "push_budget", b"push_budget", "request", b"request", "request_sweeps", b"request_sweeps", "session", b"session", "session_counters", b"session_counters", "source", b"source", "struggle", b"struggle", "task", b"task", "task_age", b"task_age", "task_counters", b"task_counters", "task_policy", b"task_policy", "timeline", b"timeline", "trailer", b"trailer", "wait", b"wait", "wait_counters", b"wait_counters", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["header", "trailer", "request", "request_sweeps", "session_counters", "session", "task_counters", "task", "finished_tasks", "task_policy", "finished_by_policy", "task_age", "ended_tasks", "wait_counters", "wait", "granted_waits", "lock_counters", "lock", "lock_wait", "classroom", "deletions", "source", "timeline", "window", "history_timeline", "history", "alert_events", "alert_counters", "alert", "episode"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["header", "trailer", "request", "request_sweeps", "session_counters", "session", "task_counters", "task", "finished_tasks", "task_policy", "finished_by_policy", "task_age", "ended_tasks", "wait_counters", "wait", "granted_waits", "lock_counters", "lock", "lock_wait", "classroom", "deletions", "source", "timeline", "window", "history_timeline", "history", "alert_events", "alert_counters", "alert", "episode", "struggle", "push_budget", "operational", "intervention"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
