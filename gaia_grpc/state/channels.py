@@ -16,6 +16,9 @@ from gaia_grpc.state.packing import MICRO
 ERROR_TYPES: Final = ("error", "errors", "mistake")
 SUCCESS_TYPES: Final = ("completion", "correct")
 ACCURACY_TYPE: Final = "accuracy"
+CORRECTION_TYPES: Final = ("backspace", "correction")
+HINT_TYPES: Final = ("help", "hint")
+IDLE_TYPES: Final = ("hesitation", "idle", "pause")
 
 ERROR: Final = "error"
 CORRECT: Final = "correct"
@@ -31,10 +34,10 @@ _TYPES_OF: Final = (
     (ERROR, (*ERROR_TYPES, ACCURACY_TYPE)),
     (CORRECT, (*SUCCESS_TYPES, ACCURACY_TYPE)),
     (RESPONSE_TIME, ("response_time",)),
-    ("backspace", ("backspace", "correction")),
+    ("backspace", CORRECTION_TYPES),
     ("keypress", ("keypress",)),
-    ("hint", ("hint", "help")),
-    ("idle", ("idle", "hesitation", "pause")),
+    ("hint", HINT_TYPES),
+    ("idle", IDLE_TYPES),
     ("attempts", ("attempts",)),
     ("blur", ("blur",)),
     ("rapid_repeat", ("rapid_repeat",)),

@@ -24,6 +24,7 @@ from gaia_grpc.state.windows import Series, StudentWindow
 
 REPEATED_ERRORS: Final = "repeated_errors"
 EXCESSIVE_ERRORS: Final = "excessive_errors"
+ERRORS_GROUP: Final = "errors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,13 @@ class Finding:
     errors_micro: int
     """Most errors in any of the windows, in millionths."""
     hold_until_ms: int
-    """From here on fewer than the repeated errors are in the window, as far as is known."""
+    """From here on the pattern does not hold, as far as is known: of errors, fewer than the
+    repeated ones are in the window."""
+    group: str = ERRORS_GROUP
+    """What kind of pattern it is (pattern_rules.py); one episode each."""
+    amount_micro: int = 0
+    """What was found of another kind than errors: corrections, seconds, or a fall in shares, in
+    millionths."""
 
 
 def errors_between(window: StudentWindow, start_ms: int, end_ms: int) -> list[tuple[int, int]]:

@@ -78,10 +78,31 @@ ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
      "Errors in alert.errors_window that raise excessive_errors."),
     ("alert.critical_streak", "int", "8", "1", "1000",
      "Errors in a row that make an alert critical."),
+    ("alert.repeated_corrections", "int", "10", "1", "10000",
+     "Corrections in alert.errors_window that raise repeated_corrections."),
+    ("alert.excessive_corrections", "int", "20", "1", "10000",
+     "Corrections in alert.errors_window that raise excessive_corrections."),
+    ("alert.hesitation_after", "duration", "30s", "1s", "1h",
+     "A longer pause raises prolonged_hesitation."),
+    ("alert.accuracy_fall", "int", "25", "1", "100",
+     "Points by which accuracy falls in alert.errors_window to raise performance_degradation."),
+    ("alert.accuracy_answers", "int", "3", "1", "100",
+     "Accuracies in a row on either side of a fall."),
     ("alert.acknowledged_mute", "duration", "5m", "0ms", "1d",
      "How long an acknowledged alert is muted."),
     ("alert.exit_after", "duration", "60s", "0ms", "1h",
      "An alert ends when its pattern has not been seen for this long."),
+    ("alert.push_budget", "int", "4", "1", "1000",
+     "Most pushes a minute to one teacher, or to one classroom that has no roster."),
+    ("alert.acknowledge_timeout", "duration", "2m", "0ms", "1d",
+     "An alert that nobody acknowledged so long after its push goes to a second teacher; 0ms is"
+     " never."),
+    ("alert.max_interventions", "int", "100000", "1", "10000000",
+     "Interventions that are kept; the oldest go first."),
+    ("alert.operational_quiet", "duration", "10m", "1s", "30d",
+     "An alert of dead-lettered tasks ends when there was none for this long."),
+    ("alert.peer_lost_after", "duration", "10s", "1s", "1d",
+     "A member that has not answered the leader for this long is lost."),
     # --- locks
     ("lock.lease", "duration", "30s", "50ms", "1d",
      "Length of a lease where the caller names none."),
@@ -103,6 +124,7 @@ ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
 ORDERED_PAIRS: tuple[tuple[str, str], ...] = (
     ("session.degraded_after", "session.failed_after"),
     ("alert.repeated_errors", "alert.excessive_errors"),
+    ("alert.repeated_corrections", "alert.excessive_corrections"),
 )
 """The first must be less than the second."""
 
@@ -119,6 +141,16 @@ SINCE_LEVELS: dict[str, int] = {
     "metrics.sampling": 3,
     "classroom.max_classrooms": 3,
     "classroom.max_members": 3,
+    "alert.push_budget": 3,
+    "alert.acknowledge_timeout": 3,
+    "alert.max_interventions": 3,
+    "alert.operational_quiet": 3,
+    "alert.peer_lost_after": 3,
+    "alert.repeated_corrections": 3,
+    "alert.excessive_corrections": 3,
+    "alert.hesitation_after": 3,
+    "alert.accuracy_fall": 3,
+    "alert.accuracy_answers": 3,
 }
 """Settings that a cluster below this feature level does not have: an older version knows nothing of
 them, and what it lists, accepts and refuses is part of the chain hash. All others: level 1."""
