@@ -102,6 +102,9 @@ class AlertFeed:
             raise _out_of_range(f"sequence {after} has not been given out yet", bounds)
         if after == 0:
             return bounds.oldest_sequence - 1
+        if after + 1 < bounds.oldest_sequence:
+            # At once: a first message would say that all up to here were sent.
+            raise _out_of_range(f"events after {after} are no longer retained", bounds)
         return after
 
     async def _bounds(self, consistency: ReadConsistency) -> query_pb2.AlertEventsResult:
