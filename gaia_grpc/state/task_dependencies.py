@@ -45,8 +45,11 @@ class TaskDependencies:
         self._context = context
         self._store = store
         self._flow = flow
-        self._ended: deque[tuple[int, bool]] = deque()
-        """(number, completed) of tasks whose dependents have not heard of it yet."""
+        self._ended: deque[int] = deque()
+        """Tasks whose dependents have not heard of it yet, each once."""
+        self._completed: dict[int, bool] = {}
+        """How each of them ended last. Who failed, began again and was completed before anybody
+        heard of it must not fail others, also where it is no longer retained."""
         self._due_ms = 0
         self._spent = 0
         self._spent_index = 0
@@ -56,8 +59,11 @@ class TaskDependencies:
 
     def ended(self, task: Task) -> None:
         """The task is finished: `settle` tells those that depend on it."""
-        if self._store.extras.dependent_count(task.number):
-            self._ended.append((task.number, task.state == COMPLETED))
+        if not self._store.extras.dependent_count(task.number):
+            return
+        if task.number not in self._completed:
+            self._ended.append(task.number)
+        self._completed[task.number] = task.state == COMPLETED
 
     def settle(self) -> None:
         """Tells what is to be told, as far as one entry may."""
@@ -67,8 +73,8 @@ class TaskDependencies:
             self._spent_index, self._spent = self._context.index, 0
         self._settling = True
         while self._ended and self._spent < DEPENDENTS_PER_ENTRY:
-            number, completed = self._ended.popleft()
-            self._tell(number, completed=completed)
+            number = self._ended.popleft()
+            self._tell(number, completed=self._completed.pop(number))
         self._settling = False
         if self._ended and not self._due_ms:
             self._set(self._context.now_ms + 1)
@@ -187,18 +193,20 @@ class TaskDependencies:
         self.settle()
 
     def _freeze(self) -> Iterator[bytes]:
-        if not self._ended:
+        # The timer outlives a backlog that other entries worked off: a restored peer has it too.
+        if not self._due_ms:
             return iter(())
         record = snapshot_pb2.EndedTasks(
-            numbers=[number for number, _ in self._ended],
-            completed=[completed for _, completed in self._ended],
+            numbers=self._ended,
+            completed=[self._completed[number] for number in self._ended],
             due_ms=self._due_ms,
         )
         return iter((record.SerializeToString(deterministic=True),))
 
     def _load(self, record: bytes) -> None:
         ended = snapshot_pb2.EndedTasks.FromString(record)
-        self._ended.extend(zip(ended.numbers, ended.completed, strict=True))
+        self._ended.extend(ended.numbers)
+        self._completed.update(zip(ended.numbers, ended.completed, strict=True))
         self._set(ended.due_ms)
 
 

@@ -402,6 +402,46 @@ def test_a_requeue_before_its_dependents_heard_of_the_failure_is_none_to_them() 
     assert states(log, root, middle[5], leaf) == ["PENDING", "BLOCKED", "BLOCKED"]
 
 
+def test_a_backlog_worked_off_before_its_time_leaves_the_same_timer_everywhere() -> None:
+    log = Log()
+    root, *_ = wide(log)
+    other = log.enqueue()
+    log.do(cancel_task={"task_id": root})
+    log.do(cancel_task={"task_id": other})
+    assert log.stats().blocked == 0
+    twin = restored(whole(log.machine))
+    check_equal(log.machine, twin)
+    # Another fall before that timer fired: both peers go on with it in the same entry.
+    root, *_ = wide(log)
+    log.now_ms += 5
+    log.do(cancel_task={"task_id": root})
+    log.do(advance_time={})
+    for index, (kind, data) in enumerate(log.entries[twin.applied_index :], twin.applied_index + 1):
+        twin.apply(index, kind, data)
+    check_equal(log.machine, twin)
+
+
+def test_who_was_completed_in_the_end_fails_nobody_though_it_is_dropped() -> None:
+    log = Log()
+    session = log.register("worker")
+    root = log.enqueue()
+    for middle in batch(log, *[{"depends_on": [root]}] * 6):
+        batch(log, *[{"depends_on": [middle]}] * 1_000)
+    late = log.enqueue()
+    leaf = log.enqueue(depends_on=[late])
+    log.do(cancel_task={"task_id": root})
+    log.do(cancel_task={"task_id": late})
+    log.do(requeue_task={"task_id": late})
+    [task] = log.claim(session)
+    change = {"name": "task.max_finished", "value": "1"}
+    log.do(update_settings={"changes": [change]})
+    assert log.complete(task, session).task.task_id == late
+    assert log.refuse(cancel_task={"task_id": late}).reason == "NOT_FOUND"
+    assert state(log, leaf) == "BLOCKED"
+    log.advance(10)
+    assert state(log, leaf) == "PENDING"
+
+
 def test_extras_go_with_their_tasks() -> None:
     log = Log(("task.max_finished", "5"))
     session = log.register("worker", capacity=9)
