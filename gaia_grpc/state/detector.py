@@ -24,7 +24,8 @@ from typing import Final
 from gaia_grpc.state.channels import ACCURACY_TYPE, ERROR_TYPES, SUCCESS_TYPES, accuracy_micro
 from gaia_grpc.state.packing import MICRO
 from gaia_grpc.state.patterns import streak_micro
-from gaia_grpc.state.windows import Series, StudentWindow
+from gaia_grpc.state.series import Series
+from gaia_grpc.state.windows import StudentWindow
 
 MODEL_VERSION: Final = "prior-1"
 LAST_ATTEMPTS: Final = 10
@@ -116,6 +117,18 @@ def estimate(window: StudentWindow, app_name: str, end_ms: int, window_ms: int) 
     )
 
 
+def wrong_of_last(window: StudentWindow, start_ms: int, end_ms: int) -> float:
+    """Share of the last 10 attempts in `start_ms < t <= end_ms` that went wrong."""
+    evidence = _Evidence()
+    for metric_type in (*SUCCESS_TYPES, ACCURACY_TYPE, *ERROR_TYPES):
+        series = window.series.get(metric_type)
+        if series is not None:
+            first, last = series.range(start_ms, end_ms)
+            if first < last:
+                evidence.keep_newest(metric_type, series, first, last)
+    return evidence.wrong_of_last()
+
+
 def _attempt(metric_type: str, value: int) -> tuple[int, int, int] | None:
     """(channel, micro-wrong, micro-attempts) of one metric; None where it says nothing.
 
@@ -160,9 +173,9 @@ class _Evidence:
         if decisions:
             self.failures = self.failures or metric_type not in SUCCESS_TYPES
             self.successes = self.successes or metric_type not in ERROR_TYPES
-        self._keep_newest(metric_type, series, first, last)
+        self.keep_newest(metric_type, series, first, last)
 
-    def _keep_newest(self, metric_type: str, series: Series, first: int, last: int) -> None:
+    def keep_newest(self, metric_type: str, series: Series, first: int, last: int) -> None:
         """The last 10 attempts, and all of the same instant as the tenth: those have no order."""
         left = LAST_ATTEMPTS * MICRO
         oldest_ms = 0

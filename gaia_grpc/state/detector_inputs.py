@@ -19,7 +19,7 @@ from typing import Final, TypeAlias
 
 from gaia_grpc.state import varints
 from gaia_grpc.state.channels import CHANNELS, PLACES_OF, evidence
-from gaia_grpc.state.windows import Series
+from gaia_grpc.state.series import Series
 
 STEP_MS: Final = 5_000
 MAX_STEPS: Final = 1 << 20

@@ -26,14 +26,18 @@ from gaia_grpc.state.copies import Copies
 from gaia_grpc.state.history_codec import PastWindow
 from gaia_grpc.state.history_raw import raw_windows
 from gaia_grpc.state.history_store import KeyHistory, Retention, TimelineHistory
+from gaia_grpc.state.series import Series
 from gaia_grpc.state.snapshot import Section
 from gaia_grpc.state.timelines import LIVE, Timeline, Timelines
-from gaia_grpc.state.windows import Series, StudentWindow
+from gaia_grpc.state.windows import StudentWindow
 
 HISTORY_LEVEL: Final = 3
 """Feature level from which on there are past windows."""
 PACKED_A_COMMAND: Final = 8_192
-"""Metrics that one command may pack, and twice what it brings beside that."""
+"""Metrics that one command may pack, and beside that what it would cost to pack what it brings,
+with its metrics counted twice: so all that comes is packed at last."""
+OVERDRAWN: Final = 32_768
+"""So much more for who is far behind: after an outage all are, and come back in one command."""
 TYPE_COST: Final = 200
 """Packing a type of a window costs as much as so many metrics, however few it has."""
 MAX_LATE_TYPES: Final = 1_000
@@ -87,7 +91,7 @@ class Histories:
         self._budget = PACKED_A_COMMAND
 
     def begin_batch(
-        self, timeline: Timeline, window: StudentWindow, metric_count: int
+        self, timeline: Timeline, window: StudentWindow, metric_count: int, type_count: int
     ) -> TimelineHistory:
         """A batch came for this window: packs what is closed, where it is this student's turn."""
         past = self._timelines.get(timeline.timeline_id)
@@ -95,7 +99,7 @@ class Histories:
             past = self._timelines[timeline.timeline_id] = TimelineHistory(timeline.timeline_id)
         clock_ms = timeline.clock_ms
         past.advance(clock_ms, self.window_ms)
-        self._budget += 2 * metric_count
+        self._budget += 2 * metric_count + TYPE_COST * type_count
         packed_ms = window.packed_through_ms
         if packed_ms is None:
             # Nothing of before is in the series, or it came when there was no history.
@@ -115,14 +119,18 @@ class Histories:
         return clock_ms - self.window_ms - past.closed_ms >= own_ms
 
     def _pack_closed(self, past: TimelineHistory, window: StudentWindow) -> None:
-        count = sum([bisect_right(each.times, past.closed_ms) for each in window.series.values()])
-        count += TYPE_COST * len(window.series)
         packed_ms = window.packed_through_ms
-        behind_ms = past.closed_ms - packed_ms if packed_ms is not None else 0
-        # Who is far behind waits no longer: what is not packed can't be cut off. A student who was
-        # away for so long has no window any more.
-        overdue = behind_ms > MOST_WINDOWS_BEHIND * self.window_ms
-        if not overdue and count > self._budget and self._budget < PACKED_A_COMMAND:
+        if packed_ms is None:
+            return
+        count = 0
+        for series in window.series.values():
+            first, last = series.range(packed_ms, past.closed_ms)
+            if first < last:
+                count += last - first + TYPE_COST
+        # What is not packed can't be cut off, so who is far behind comes before the others.
+        overdue = past.closed_ms - packed_ms > MOST_WINDOWS_BEHIND * self.window_ms
+        left = self._budget + (OVERDRAWN if overdue else 0)
+        if count > left and self._budget < PACKED_A_COMMAND:
             return
         self._budget -= count
         self._pack(past, window, past.closed_ms)

@@ -26,7 +26,8 @@ from typing import Final
 
 from gaia_grpc.state import detector_inputs, varints
 from gaia_grpc.state.detector_inputs import Inputs
-from gaia_grpc.state.windows import Series, nearest_rank
+from gaia_grpc.state.series import Series
+from gaia_grpc.state.windows import nearest_rank
 
 MAX_POWER: Final = 6
 """Of ten: a millionth times this is a unit."""
@@ -112,7 +113,12 @@ class PastWindow:
         detector_inputs.add_series(self.inputs, metric_type, series, first, last)
 
     def add(self, other: PastWindow) -> None:
-        """Adds all that another one of the same time holds, but its revision."""
+        """Adds all that another one of the same end holds, but its revision.
+
+        Where the windows' length has changed the other may begin earlier: what came from ahead of
+        the clock was packed by the length of before.
+        """
+        self.start_ms = min(self.start_ms, other.start_ms)
         for metric_type, figures in other.figures.items():
             self.of(metric_type).add(figures)
         detector_inputs.merge(self.inputs, other.inputs)

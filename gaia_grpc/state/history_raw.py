@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from gaia_grpc.state.history_codec import PastWindow
 from gaia_grpc.state.history_store import TimelineHistory
-from gaia_grpc.state.windows import Series, StudentWindow
+from gaia_grpc.state.series import Series
+from gaia_grpc.state.windows import StudentWindow
 
 
 def raw_windows(

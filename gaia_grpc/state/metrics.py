@@ -24,6 +24,7 @@ from gaia_grpc.state.aggregates import encode_summaries
 from gaia_grpc.state.alerts import AlertsTable
 from gaia_grpc.state.channels import ERROR_TYPES
 from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
+from gaia_grpc.state.features import WINDOW_MS as DETECTOR_WINDOW_MS
 from gaia_grpc.state.history import HISTORY_LEVEL, Histories
 from gaia_grpc.state.history_store import TimelineHistory
 from gaia_grpc.state.omissions import OMISSIONS_LEVEL, Mark, marks
@@ -193,10 +194,11 @@ class MetricsTable:
         packed_ms = late_ms
         if context.feature_level >= HISTORY_LEVEL:
             count = sum([len(column.values) for column in columns])
-            past = self._history.begin_batch(timeline, window, count)
+            past = self._history.begin_batch(timeline, window, count, len(columns))
             if window.packed_through_ms is not None:
                 packed_ms = window.packed_through_ms
-            cut_ms = min(cut_ms, packed_ms)
+            # The detector's window has a length of its own.
+            cut_ms = min(cut_ms, packed_ms, timeline.clock_ms - 2 * DETECTOR_WINDOW_MS)
         past_ms = max(late_ms, packed_ms)
         window.sweep(cut_ms, self._window_ms)
         accepted = late = expired = 0

@@ -33,8 +33,9 @@ from gaia_grpc.state.channels import (
 )
 from gaia_grpc.state.packing import MICRO
 from gaia_grpc.state.patterns import ERRORS_GROUP, ErrorLimits, Finding, assess
+from gaia_grpc.state.series import Series
 from gaia_grpc.state.settings import Settings
-from gaia_grpc.state.windows import Series, StudentWindow
+from gaia_grpc.state.windows import StudentWindow
 
 CORRECTIONS_GROUP: Final = "corrections"
 HESITATION_GROUP: Final = "hesitation"

@@ -20,7 +20,8 @@ from gaia.alert.v1 import alert_pb2
 
 from gaia_grpc.state.channels import ERROR_TYPES, SUCCESS_TYPES
 from gaia_grpc.state.packing import MICRO
-from gaia_grpc.state.windows import Series, StudentWindow
+from gaia_grpc.state.series import Series
+from gaia_grpc.state.windows import StudentWindow
 
 REPEATED_ERRORS: Final = "repeated_errors"
 EXCESSIVE_ERRORS: Final = "excessive_errors"

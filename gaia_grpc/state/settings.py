@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from gaia_grpc.errors import FieldViolation, InvalidArgumentError
 from gaia_grpc.state.feature_levels import FEATURE_LEVEL, FIRST_LEVEL
+from gaia_grpc.state.models import MODELS
 from gaia_grpc.state.setting_table import ORDERED_PAIRS, ROWS, SINCE_LEVELS
 
 Value: TypeAlias = int | float | str
@@ -28,6 +29,7 @@ class SettingKind(StrEnum):
     INTEGER = "int"
     FLOAT = "float"
     RETENTIONS = "retentions"
+    MODEL = "model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,10 @@ def parse_value(kind: SettingKind, text: str) -> Value:
         return " ".join(texts) or NO_RETENTIONS
     if kind is SettingKind.DURATION:
         return parse_duration_ms(text)
+    if kind is SettingKind.MODEL:
+        if text not in MODELS:
+            raise ValueError(f"{text!r} is no model; there are {', '.join(sorted(MODELS))}")
+        return text
     if kind is SettingKind.INTEGER:
         if INTEGER.fullmatch(text) is None:
             raise ValueError(f"{text!r} is no whole number")
@@ -138,6 +144,8 @@ def parse_setting(name: str, text: str, *, level: int = FEATURE_LEVEL) -> Value:
         value = parse_value(definition.kind, text)
     except ValueError as error:
         raise _violation("value", f"{name}: {error}") from error
+    if definition.kind is SettingKind.MODEL and MODELS[str(value)].since_level > level:
+        raise _violation("value", f"{name}: {text} needs a later feature level of the cluster")
     if not _within(definition, value):
         bounds = f"{definition.minimum} to {definition.maximum}"
         raise _violation("value", f"{name}: {text} is not within {bounds}")
@@ -146,6 +154,8 @@ def parse_setting(name: str, text: str, *, level: int = FEATURE_LEVEL) -> Value:
 
 def _within(definition: Definition, value: Value) -> bool:
     """Whether the value, or each of its durations, is within the bounds."""
+    if definition.kind is SettingKind.MODEL:
+        return True
     if isinstance(value, str):
         low, high = parse_duration_ms(definition.minimum), parse_duration_ms(definition.maximum)
         return all(low <= each <= high for each in parse_retentions(value).values())
@@ -185,6 +195,10 @@ class Settings:
     def integer(self, name: str) -> int:
         """The value of a whole number."""
         return int(self._values[name])
+
+    def text(self, name: str) -> str:
+        """The value of a model: its version."""
+        return str(self._values[name])
 
     def number(self, name: str) -> float:
         """The value of a float."""

@@ -8,7 +8,9 @@ from typing import Final
 from gaia.command.v1 import metrics_record_pb2
 
 from gaia_grpc.state import columns
-from gaia_grpc.state.windows import Series, StudentWindow
+from gaia_grpc.state.level import Level
+from gaia_grpc.state.series import Series
+from gaia_grpc.state.windows import StudentWindow
 
 PIECE_METRICS: Final = 8_192
 SERIES_COST: Final = 256
@@ -29,6 +31,7 @@ def encode_window(window: StudentWindow) -> Iterator[bytes]:
         touched_ms=window.touched_ms,
         swept_ms=window.swept_ms,
         packed_through_ms=window.packed_through_ms,
+        level=window.level.pack() if window.level is not None else None,
     )
     if window.omissions.total:
         stored.omissions.extend(window.omissions.encode())
@@ -65,6 +68,8 @@ def decode_window(stored: metrics_record_pb2.WindowRecord) -> StudentWindow:
     window.swept_ms = stored.swept_ms
     if stored.HasField("packed_through_ms"):
         window.packed_through_ms = stored.packed_through_ms
+    if stored.level:
+        window.level = Level.unpack(stored.level)
     window.omissions.total = stored.omitted_total
     for gaps in stored.omissions:
         window.omissions.load(gaps)

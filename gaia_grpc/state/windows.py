@@ -24,12 +24,13 @@ from math import isqrt
 from operator import mul
 from typing import Final
 
+from gaia_grpc.state.level import Level
 from gaia_grpc.state.omissions import Omissions
 from gaia_grpc.state.packing import MICRO
+from gaia_grpc.state.rolling import RollingSum
+from gaia_grpc.state.series import Series
 
 RETAINED_WINDOWS: Final = 2
-CUT_AT_LEAST: Final = 64
-MERGE_FACTOR: Final = 8
 ROOT_BITS: Final = 128
 """Bits under the root: half of them are more than a double has."""
 
@@ -51,76 +52,6 @@ class Summary:
     first_time_ms: int
     last_time_ms: int
     omitted_count: int = 0
-
-
-class Series:
-    """The metrics of one type: `times` ascending in milliseconds, `values` in micro-units.
-
-    Metrics of equal time stand in no meaningful order: nothing may depend on it.
-    """
-
-    __slots__ = ("times", "values")
-
-    def __init__(self) -> None:
-        self.times = array("q")
-        self.values = array("q")
-
-    def copy(self) -> Series:
-        """For a snapshot."""
-        copied = Series()
-        copied.times = self.times[:]
-        copied.values = self.values[:]
-        return copied
-
-    def extend(self, times: list[int], values: array[int]) -> None:
-        """Adds metrics in any order."""
-        ordered = sorted(times)
-        if ordered != times:
-            pairs = sorted(zip(times, values, strict=True))
-            values = array("q", [value for _, value in pairs])
-        if not self.times or ordered[0] >= self.times[-1]:
-            self.times.extend(array("q", ordered))
-            self.values.extend(values)
-        else:
-            self._insert(ordered, values)
-
-    def _insert(self, times: list[int], values: array[int]) -> None:
-        """Puts ascending metrics among those that are there.
-
-        One by one where that moves less than it would cost to merge the whole tail.
-        """
-        first = bisect_right(self.times, times[0])
-        if len(times) * MERGE_FACTOR <= len(self.times) - first:
-            for time_ms, value in zip(times, values, strict=True):
-                place = bisect_right(self.times, time_ms)
-                self.times.insert(place, time_ms)
-                self.values.insert(place, value)
-            return
-        tail = list(zip(self.times[first:], self.values[first:], strict=True))
-        tail.extend(zip(times, values, strict=True))
-        tail.sort()
-        del self.times[first:]
-        del self.values[first:]
-        self.times.extend(array("q", [time_ms for time_ms, _ in tail]))
-        self.values.extend(array("q", [value for _, value in tail]))
-
-    def cut(self, through_ms: int) -> None:
-        """May forget what is at or before `through_ms`; does it when that is worth the move."""
-        if not self.times or self.times[0] > through_ms:
-            return
-        count = bisect_right(self.times, through_ms)
-        if count == len(self.times) or count >= max(CUT_AT_LEAST, len(self.times) >> 4):
-            del self.times[:count]
-            del self.values[:count]
-
-    def range(self, start_ms: int, end_ms: int) -> tuple[int, int]:
-        """Positions (first, past the last) of `start_ms < t <= end_ms`."""
-        times = self.times
-        if not times or times[0] > end_ms or times[-1] <= start_ms:
-            return 0, 0
-        first = bisect_right(times, start_ms) if times[0] <= start_ms else 0
-        last = bisect_right(times, end_ms, first) if times[-1] > end_ms else len(times)
-        return first, last
 
 
 def nearest_rank(ascending: Sequence[int], percent: int) -> int:
@@ -195,8 +126,10 @@ class StudentWindow:
         "encoded",
         "key",
         "late_total",
+        "level",
         "omissions",
         "packed_through_ms",
+        "rolling",
         "series",
         "snapshot",
         "swept_ms",
@@ -224,6 +157,10 @@ class StudentWindow:
         """Metrics up to here are in the packed history; None where that has not begun."""
         self.encoded: tuple[tuple[Summary, ...], bytes] | None = None
         """The last summaries that were asked for, and how their asker encoded them."""
+        self.rolling: dict[tuple[str, int, int], RollingSum] = {}
+        """Sums that move on with the clock, by (metric type, total, length): features.py."""
+        self.level: Level | None = None
+        """What the detector remembers of this student in this app; None before the first look."""
         self._cached: tuple[Summary, ...] | None = None
         self._cached_from_ms = 0
         self._cached_until_ms = 0
@@ -241,6 +178,7 @@ class StudentWindow:
         copied.touched_ms = self.touched_ms
         copied.swept_ms = self.swept_ms
         copied.packed_through_ms = self.packed_through_ms
+        copied.level = self.level.copy() if self.level is not None else None
         return copied
 
     def add(self, metric_type: str, times: list[int], values: array[int], cut_ms: int) -> None:
@@ -251,6 +189,9 @@ class StudentWindow:
             series = self.series[metric_type] = Series()
         series.cut(cut_ms)
         series.extend(times, values)
+        for (name, _, _), rolling in self.rolling.items():
+            if name == metric_type:
+                rolling.came(times, values)
         self.accepted_total += len(times)
 
     def omit(self, metric_type: str, time_ms: int, count: int, reason: int) -> None:
@@ -268,6 +209,8 @@ class StudentWindow:
             series.cut(cut_ms)
             if not series.times:
                 del self.series[metric_type]
+                for key in [key for key in self.rolling if key[0] == metric_type]:
+                    del self.rolling[key]
         self.omissions.cut(cut_ms)
 
     def summaries(self, window_end_ms: int, window_ms: int) -> tuple[Summary, ...]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gaia_grpc.state import channels, history_codec, varints
 from gaia_grpc.state.history_codec import PastWindow
-from gaia_grpc.state.windows import Series
+from gaia_grpc.state.series import Series
 
 START_MS = 1_700_000_000_000
 VALUES = st.one_of(

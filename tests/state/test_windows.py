@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gaia_grpc.state.series import CUT_AT_LEAST, Series
 from gaia_grpc.state.windows import (
-    CUT_AT_LEAST,
-    Series,
     StudentWindow,
     Summary,
     nearest_rank,

@@ -143,6 +143,7 @@ class WindowRecord(_message.Message):
     OMISSIONS_FIELD_NUMBER: _builtins.int
     OMITTED_TOTAL_FIELD_NUMBER: _builtins.int
     PACKED_THROUGH_MS_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
     timeline_id: _builtins.str
     """Timeline; empty for live metrics."""
     student_id: _builtins.str
@@ -177,6 +178,12 @@ class WindowRecord(_message.Message):
     def omissions(self) -> _containers.RepeatedCompositeFieldContainer[Global___OmissionRecord]:
         """Its gap marks by type, sorted; all in the first piece."""
 
+    @_builtins.property
+    def level(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What the detector remembers (state/level.py): time of the last evaluation, time and number of
+        the windows of the long-run level, and their sums in millionths; empty before the first.
+        """
+
     def __init__(
         self,
         *,
@@ -194,10 +201,11 @@ class WindowRecord(_message.Message):
         omissions: _abc.Iterable[Global___OmissionRecord] | None = ...,
         omitted_total: _builtins.int = ...,
         packed_through_ms: _builtins.int | None = ...,
+        level: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_packed_through_ms", b"_packed_through_ms", "packed_through_ms", b"packed_through_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_packed_through_ms", b"_packed_through_ms", "accepted_total", b"accepted_total", "app_name", b"app_name", "classroom_id", b"classroom_id", "further_piece", b"further_piece", "late_total", b"late_total", "omissions", b"omissions", "omitted_total", b"omitted_total", "packed_through_ms", b"packed_through_ms", "series", b"series", "student_id", b"student_id", "swept_ms", b"swept_ms", "timeline_id", b"timeline_id", "touched_ms", b"touched_ms", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_packed_through_ms", b"_packed_through_ms", "accepted_total", b"accepted_total", "app_name", b"app_name", "classroom_id", b"classroom_id", "further_piece", b"further_piece", "late_total", b"late_total", "level", b"level", "omissions", b"omissions", "omitted_total", b"omitted_total", "packed_through_ms", b"packed_through_ms", "series", b"series", "student_id", b"student_id", "swept_ms", b"swept_ms", "timeline_id", b"timeline_id", "touched_ms", b"touched_ms", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__packed_through_ms: _TypeAlias = _typing.Literal["packed_through_ms"]  # noqa: Y015
     _WhichOneofArgType__packed_through_ms: _TypeAlias = _typing.Literal["_packed_through_ms", b"_packed_through_ms"]  # noqa: Y015
@@ -519,7 +527,7 @@ class AlertRecord(_message.Message):
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     ALERT_FIELD_NUMBER: _builtins.int
-    PUSH_WANTED_FIELD_NUMBER: _builtins.int
+    PUSH_WAIT_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Its number."""
     last_sequence: _builtins.int
@@ -528,8 +536,8 @@ class AlertRecord(_message.Message):
     """gaia.alert.v1.AlertState."""
     alert: _builtins.bytes
     """The serialized gaia.alert.v1.Alert, where that event is no longer retained."""
-    push_wanted: _builtins.bool
-    """Whether it is to be pushed as soon as it may."""
+    push_wait: _builtins.int
+    """What holds back its push: 0 nothing, 1 a mute, 2 the push budget."""
     def __init__(
         self,
         *,
@@ -537,11 +545,11 @@ class AlertRecord(_message.Message):
         last_sequence: _builtins.int = ...,
         state: _builtins.int = ...,
         alert: _builtins.bytes = ...,
-        push_wanted: _builtins.bool = ...,
+        push_wait: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "last_sequence", b"last_sequence", "number", b"number", "push_wanted", b"push_wanted", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "last_sequence", b"last_sequence", "number", b"number", "push_wait", b"push_wait", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -564,6 +572,7 @@ class EpisodeRecord(_message.Message):
     CLOSED_MS_FIELD_NUMBER: _builtins.int
     DUE_MS_FIELD_NUMBER: _builtins.int
     MIXED_FIELD_NUMBER: _builtins.int
+    PEAK_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Number of its alert."""
     timeline_id: _builtins.str
@@ -586,6 +595,8 @@ class EpisodeRecord(_message.Message):
     """When it is looked at again."""
     mixed: _builtins.bool
     """Whether it became mixed_struggle, one severity above its own."""
+    peak: _builtins.int
+    """gaia.alert.v1.Severity, the highest that its alert had."""
     def __init__(
         self,
         *,
@@ -600,10 +611,11 @@ class EpisodeRecord(_message.Message):
         closed_ms: _builtins.int = ...,
         due_ms: _builtins.int = ...,
         mixed: _builtins.bool = ...,
+        peak: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "closed_ms", b"closed_ms", "due_ms", b"due_ms", "hold_until_ms", b"hold_until_ms", "mixed", b"mixed", "number", b"number", "opened_ms", b"opened_ms", "pattern_group", b"pattern_group", "severity", b"severity", "student_id", b"student_id", "timeline_id", b"timeline_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "closed_ms", b"closed_ms", "due_ms", b"due_ms", "hold_until_ms", b"hold_until_ms", "mixed", b"mixed", "number", b"number", "opened_ms", b"opened_ms", "pattern_group", b"pattern_group", "peak", b"peak", "severity", b"severity", "student_id", b"student_id", "timeline_id", b"timeline_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -619,12 +631,15 @@ class StruggleRecord(_message.Message):
     STUDENT_ID_FIELD_NUMBER: _builtins.int
     APP_NAME_FIELD_NUMBER: _builtins.int
     MACHINE_FIELD_NUMBER: _builtins.int
+    DUE_MS_FIELD_NUMBER: _builtins.int
     timeline_id: _builtins.str
     """Timeline; empty for live metrics."""
     student_id: _builtins.str
     """The student."""
     app_name: _builtins.str
     """The app."""
+    due_ms: _builtins.int
+    """When it is looked at again."""
     @_builtins.property
     def machine(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The fields of the machine, in the order of struggle_machine.py."""
@@ -636,10 +651,11 @@ class StruggleRecord(_message.Message):
         student_id: _builtins.str = ...,
         app_name: _builtins.str = ...,
         machine: _abc.Iterable[_builtins.int] | None = ...,
+        due_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "machine", b"machine", "student_id", b"student_id", "timeline_id", b"timeline_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "due_ms", b"due_ms", "machine", b"machine", "student_id", b"student_id", "timeline_id", b"timeline_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
