@@ -7,11 +7,18 @@ TASKS = "tasks"
 ALERTS = "alerts"
 """Every alert event."""
 SETTINGS = "settings"
+CLASSROOMS = "classrooms"
+"""Rosters: who teaches whom."""
 
 
 def classroom_alerts(classroom_id: str) -> str:
     """Alert events of one classroom."""
     return f"alerts/{classroom_id}"
+
+
+def teacher_alerts(teacher_id: str) -> str:
+    """Alert events of the classrooms of one teacher, by the rosters at the time of the event."""
+    return f"teacher-alerts/{teacher_id}"
 
 
 def claim_wait(waiter_id: int) -> str:
