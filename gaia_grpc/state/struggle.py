@@ -69,6 +69,8 @@ class Estimate:
     streak: float
     parts: tuple[Part, ...]
     """In the order of the features; only those that the model weighs."""
+    windows: int
+    """Past windows in the student's own level."""
 
 
 class Detector:
@@ -165,6 +167,7 @@ class Detector:
             failing=failing,
             streak=reading.streak,
             parts=tuple(parts),
+            windows=level.count,
         )
 
     def _confidence(self, model: Model, reading: Reading, p: float, *, troubled: bool) -> float:
