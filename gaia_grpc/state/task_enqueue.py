@@ -24,6 +24,8 @@ from gaia_grpc.state.task_store import TaskStore
 
 FULL_RETRY_MS = 1_000
 MOST_DEPENDENCIES: Final = 64
+MOST_IN_BATCH: Final = 10_000
+"""Dependencies that one batch may name: 25 ms of every peer's time."""
 
 Key: TypeAlias = tuple[str, str]
 Target: TypeAlias = Task | int
@@ -90,7 +92,7 @@ class TaskEnqueue:
         planned: list[Planned] = []
         first_with: dict[Key, int] = {}
         dependents: Counter[int] = Counter()
-        new = 0
+        new = named = 0
         for position, spec in enumerate(specs):
             field = f"tasks[{position}]"
             self._check_spec(spec, field)
@@ -101,6 +103,12 @@ class TaskEnqueue:
             if plan.known is None and plan.twin == position:
                 new += 1
                 if spec.depends_on:
+                    named += len(spec.depends_on)
+                    if named > MOST_IN_BATCH:
+                        raise refusal.invalid(
+                            f"{field}.depends_on",
+                            f"more than {MOST_IN_BATCH} dependencies in one batch",
+                        )
                     plan.depends_on = self._targets(planned, dependents, field)
         self.check_room(new)
         return planned

@@ -141,10 +141,12 @@ class TaskFlow:
         self.waits.session_changed(session)
         self.serve(session)
 
-    def end_waits(self, session: Session) -> None:
-        """The session takes no task any more: its waits end."""
-        for waiter in self.waits.of_session(session):
+    def end_waits(self, session: Session) -> int:
+        """The session takes no task any more: its waits end; returns how many."""
+        waiters = self.waits.of_session(session)
+        for waiter in waiters:
             self.end_wait(waiter)
+        return len(waiters)
 
     # --- parts
 

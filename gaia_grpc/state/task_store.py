@@ -49,6 +49,8 @@ from gaia_grpc.state.task_retention import FinishedTasks
 from gaia_grpc.state.task_snapshot import decode_task, encode_task
 from gaia_grpc.state.task_totals import TaskTotals
 
+DROPS_PER_FINISH: Final = 10
+"""Of finished tasks for each that finishes: an entry may finish 1,000."""
 CLAIM_TIMER = "task.claim"
 AVAILABLE_TIMER = "task.available"
 
@@ -268,8 +270,11 @@ class TaskStore:
         retention_ms = self._policies.of(task.task_type).retention_ms
         self.finished.add((task.number, task.update_ms), retention_ms)
         most = self._context.settings.integer("task.max_finished")
-        while self.finished_count() > most:
+        # Where the limit was lowered, a few more go each time until it is reached.
+        drops = DROPS_PER_FINISH if self.has_rules else len(self.finished)
+        while drops and self.finished_count() > most:
             self.finished.drop_next()
+            drops -= 1
         if self.has_rules:
             self.finished.forget_stale(self.finished_count(), self._is_finish)
 

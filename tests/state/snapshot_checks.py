@@ -126,9 +126,7 @@ def check_equal(machine: StateMachine, twin: StateMachine) -> None:
 
 def timers(machine: StateMachine) -> list[tuple[int, str, int | str]]:
     """All live timers in the order in which they fire, without their serial numbers."""
-    inside = machine._context.timers
-    live = [entry[:3] for entry in inside._heap if entry[3] not in inside._cancelled]
-    return sorted(live)
+    return machine._context.timers.live()
 
 
 def busy_log(seed: int, steps: int = 400) -> Log:

@@ -179,6 +179,4 @@ def test_a_purged_task_takes_its_deadline_along() -> None:
         log.do(cancel_task={"task_id": task_id})
     assert len(log.tasks()._store.extras) == 1
     assert log.machine.next_due_ms() is not None
-    timers = [entry for entry in log.machine._context.timers._heap if entry[1] == "deadline.task"]
-    live = [entry for entry in timers if entry[3] not in log.machine._context.timers._cancelled]
-    assert live == []
+    assert "deadline.task" not in {kind for _, kind, _ in log.machine._context.timers.live()}

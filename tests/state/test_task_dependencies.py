@@ -174,6 +174,14 @@ def test_too_many_dependencies_are_refused() -> None:
     assert (refusal.reason, refusal.field) == ("INVALID_ARGUMENT", "tasks[1].depends_on")
 
 
+def test_a_batch_names_only_so_many() -> None:
+    log = Log()
+    ids = batch(log, *[{}] * 64)
+    refusal = refused(log, *[{"depends_on": ids}] * 157)
+    assert (refusal.reason, refusal.field) == ("INVALID_ARGUMENT", "tasks[156].depends_on")
+    batch(log, *[{"depends_on": ids}] * 156)
+
+
 @pytest.mark.parametrize("how", ["cancel", "fail"])
 def test_nobody_waits_for_what_has_failed(how: str) -> None:
     log = Log()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
+from gaia_grpc.state.task_store import DROPS_PER_FINISH
 from tests.state.harness import Log
 from tests.state.snapshot_checks import check_equal, restored, whole
 
@@ -87,7 +88,8 @@ def test_ten_times_the_bound_leaves_as_many_as_the_bound(policy: bool) -> None:
     assert len(store._by_key) == most
     assert len(store.finished) == most
     assert len(store.extras) == most
-    assert len(log.machine._context.timers._heap) < 4 * most
+    timers = log.machine._context.timers
+    assert len(timers._heap) + len(timers._moved) < 4 * most
     if not policy:
         assert retained(log) == ids[-most:]
 
@@ -114,3 +116,27 @@ def test_a_requeued_task_is_not_dropped_by_its_former_end() -> None:
     assert retained(log) == [task_id]
     log.advance(3_000)
     assert retained(log) == []
+
+
+def test_a_lowered_limit_is_reached_in_steps() -> None:
+    log = Log()
+    for _ in range(100):
+        finish(log)
+    log.do(update_settings={"changes": [{"name": "task.max_finished", "value": "3"}]})
+    left: list[int] = []
+    while not left or left[-1] > 3:
+        finish(log)
+        left.append(log.stats().cancelled)
+    assert left[0] == 101 - DROPS_PER_FINISH
+    assert left == sorted(left, reverse=True)
+    finish(log)
+    assert log.stats().cancelled == 3
+
+
+def test_below_level_three_a_lowered_limit_is_reached_at_once() -> None:
+    log = Log(level=2)
+    for _ in range(100):
+        finish(log)
+    log.do(update_settings={"changes": [{"name": "task.max_finished", "value": "3"}]})
+    finish(log)
+    assert log.stats().cancelled == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from gaia.task.v1 import task_pb2
 
@@ -228,3 +230,20 @@ def test_a_timer_of_another_claim_does_nothing(state: str) -> None:
     endings._deadline_due(99)
     flow._wait_due(99)
     assert log.task(task_id) == before
+
+
+def test_the_claims_of_many_lost_sessions_end_in_steps() -> None:
+    log = Log()
+    sessions = [log.register(f"worker-{number}", capacity=200) for number in range(9)]
+    tasks = [{"task_type": "grade", "affinity": "general"}] * 900
+    log.do(enqueue_tasks={"tasks": tasks * 2})
+    for session in sessions:
+        assert len(log.claim(session, 200)) == 200
+    log.now_ms += 3_600_000
+    lost = [log.stats().claimed]
+    while lost[-1]:
+        log.do(advance_time={})
+        lost.append(log.stats().claimed)
+    steps = [before - after for before, after in pairwise(lost)]
+    # All degrade first: nine timers that take nothing away.
+    assert [step for step in steps if step] == [600, 600, 600]

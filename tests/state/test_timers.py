@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaia_grpc.state.timers import COMPACT_AT_LEAST, Timer, Timers
+from gaia_grpc.state.timers import COMPACT_AT_LEAST, TIMERS_PER_CANCEL, Timer, Timers
 
 
 def recording(timers: Timers, *kinds: str) -> list[tuple[str, int | str]]:
@@ -56,7 +58,41 @@ def test_cancelled_timers_take_no_lasting_room() -> None:
     for key in range(50 * COMPACT_AT_LEAST):
         timers.cancel(timers.schedule(1_000_000 + key, "a", key))
     assert len(timers) == 0
-    assert len(timers._heap) <= 2 * COMPACT_AT_LEAST + 2
+    assert len(timers._heap) + len(timers._moved) <= 3 * COMPACT_AT_LEAST
+
+
+def test_many_cancelled_timers_go_in_steps() -> None:
+    timers = Timers()
+    fired = recording(timers, "a")
+    kept = [timers.schedule(number, "a", number) for number in range(20_000)]
+    lengths = [len(timers._heap) + len(timers._moved)]
+    for timer in kept[1::2] + kept[::4]:
+        timers.cancel(timer)
+        lengths.append(len(timers._heap) + len(timers._moved))
+        assert timers.next_due_ms() == min(0 if len(lengths) <= 10_001 else 2, 2)
+    assert max(before - after for before, after in pairwise(lengths)) <= TIMERS_PER_CANCEL + 2
+    assert lengths[-1] < 11_000
+    assert timers.live() == [(number, "a", number) for number in range(2, 20_000, 4)]
+    assert timers.fire_due(20_000, limit=20_000) == 5_000
+    assert [key for _, key in fired] == list(range(2, 20_000, 4))
+
+
+def test_a_timer_with_much_to_do_counts_for_many() -> None:
+    timers = Timers()
+    fired: list[int | str] = []
+
+    def heavy(key: int | str) -> None:
+        fired.append(key)
+        timers.spend(2)
+
+    timers.register("a", heavy)
+    for key in range(5):
+        timers.schedule(1, "a", key)
+    timers.spend(100)  # of a command, no timer's
+    assert timers.fire_due(1, limit=5) == 2
+    assert timers.fire_due(1, limit=5) == 2
+    assert timers.fire_due(1, limit=5) == 1
+    assert fired == [0, 1, 2, 3, 4]
 
 
 def test_a_kind_has_one_handler() -> None:
