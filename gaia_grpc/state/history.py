@@ -26,6 +26,7 @@ from gaia_grpc.state.copies import Copies
 from gaia_grpc.state.history_codec import PastWindow
 from gaia_grpc.state.history_raw import raw_windows
 from gaia_grpc.state.history_store import KeyHistory, Retention, TimelineHistory
+from gaia_grpc.state.late_work import LateWork
 from gaia_grpc.state.series import Series
 from gaia_grpc.state.snapshot import Section
 from gaia_grpc.state.timelines import LIVE, Timeline, Timelines
@@ -63,6 +64,7 @@ class Histories:
         self._timelines: dict[str, TimelineHistory] = {}
         self._replayed_bytes = 0
         self._budget = 0
+        self.late_work = LateWork()
         self._changes: dict[int, PastWindow] = {}
         self._loading: KeyHistory | None = None
         self.retention = Retention(0, {})
@@ -89,6 +91,7 @@ class Histories:
     def begin_command(self) -> None:
         """A command begins that may bring metrics."""
         self._budget = PACKED_A_COMMAND
+        self.late_work.begin_command()
 
     def begin_batch(
         self, timeline: Timeline, window: StudentWindow, metric_count: int, type_count: int

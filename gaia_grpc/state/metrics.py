@@ -39,6 +39,8 @@ MAX_BATCH_METRICS: Final = 60_000
 """Beyond what ingress lets through; the counts kept for duplicates hold it."""
 MAX_WINDOW_TYPES: Final = 1_000
 """Types of one student in one app: each answer and each update of a watch holds all of them."""
+PAGE_METRICS: Final = 2_000
+"""A page of windows ends after so many types, short and with a token: some 20 ms."""
 KEY_SEPARATOR: Final = "\n"
 """In page tokens; no id can hold it."""
 
@@ -145,6 +147,8 @@ class MetricsTable:
         types = {column.metric_type for column in columns} | {gap[0] for gap in gaps}
         if not self._has_room_for_types(batch.timeline_id, key, types):
             return _refuse(result, "RESOURCE_EXHAUSTED", "too many metric types in one window")
+        if not self._has_room_for_late(batch, key, columns, gaps):
+            return _refuse(result, "RESOURCE_EXHAUSTED", "too much of the past changes at once")
         result.status = metrics_pb2.BATCH_STATUS_ACCEPTED
         if columns or gaps:
             accepted, late, expired = self._store(batch, key, columns, gaps)
@@ -172,6 +176,21 @@ class MetricsTable:
         series, gaps = window.series, window.omissions.by_type
         new = sum([name not in series and name not in gaps for name in types])
         return not new or len({*series, *gaps}) + new <= MAX_WINDOW_TYPES
+
+    def _has_room_for_late(
+        self,
+        batch: command_pb2.PackedBatch,
+        key: Key,
+        columns: list[Column],
+        gaps: list[Mark],
+    ) -> bool:
+        """Whether the past windows that the batch changes are not more than one command may."""
+        if self._context.feature_level < HISTORY_LEVEL:
+            return True
+        base_ms = batch.sent_at_ms if batch.timeline_id else self._context.now_ms
+        offsets_ms = [*(column.offsets_ms for column in columns), [gap[1] for gap in gaps]]
+        past = self._history.get(batch.timeline_id)
+        return self._history.late_work.takes(past, key, base_ms, offsets_ms)
 
     def _store(
         self,
@@ -248,7 +267,7 @@ class MetricsTable:
             late = time_ms <= late_ms
             window.omissions.note(count)
             if not late:
-                window.omit(metric_type, time_ms, count, reason)
+                window.omit(metric_type, time_ms, count, reason, late_ms)
             self._history.omit(past, window, metric_type, time_ms, count, late)
 
     def _advance(self, timeline: Timeline, sent_at_ms: int) -> int:
@@ -315,8 +334,14 @@ class MetricsTable:
         if timeline is not None:
             end_ms = _clock_ms(timeline, now_ms)
             keys, more = timeline.page(body.classroom_id, after, size)
-            for key in keys:
-                self._fill(answer.aggregates.add(), timeline, key, timeline.windows[key], end_ms)
+            room = PAGE_METRICS
+            for place, key in enumerate(keys):
+                if room <= 0:
+                    keys, more = keys[:place], True
+                    break
+                aggregate = answer.aggregates.add()
+                self._fill(aggregate, timeline, key, timeline.windows[key], end_ms)
+                room -= len(aggregate.metrics)
             if more:
                 answer.next_page_token = page_tokens.encode(body, KEY_SEPARATOR.join(keys[-1]))
         return query_pb2.QueryResult(list_aggregates=answer)

@@ -3,6 +3,10 @@
 They stand in the window beside the metrics that did come, and enter and leave it at the same times:
 `window_end - window < t <= window_end`. Marks of one time and reason are one, so what is kept does
 not depend on the order of arrival, nor on how a sender cut its marks into batches.
+
+One window keeps at most `MAX_WINDOW_MARKS`, ten times what an app of ours makes in an outage. What
+comes beyond them is counted all the same, with a mark of its type that is near: counts stay exact,
+and only its place becomes coarser.
 """
 
 from __future__ import annotations
@@ -21,11 +25,13 @@ OMISSIONS_LEVEL: Final = 3
 """Feature level from which on gap marks count; below it apply takes no notice of them."""
 MAX_MARKS: Final = 1_000
 """Of one batch in the log: 100 of its sender, and one for each type that a peer has sampled."""
+MAX_WINDOW_MARKS: Final = 20_000
 MAX_TOTAL: Final = 1 << 53
 """Counts end here instead of growing beyond what an answer can hold."""
 MAX_REASON: Final = 127
 """A reason is kept as one byte."""
 CUT_AT_LEAST: Final = 64
+AT_ALL_TIMES: Final = 1 << 62
 
 Mark: TypeAlias = tuple[str, int, int, int]
 """(type, offset in milliseconds, count, reason)."""
@@ -62,6 +68,16 @@ class Gaps:
         self.reasons.insert(at, reason)
         self.omitted.insert(at, count)
 
+    def join(self, time_ms: int, count: int, after_ms: int, through_ms: int) -> bool:
+        """Counts with the next mark in `after_ms < t <= through_ms`; False without one."""
+        at = bisect_left(self.times, time_ms)
+        if at == len(self.times) or self.times[at] > through_ms:
+            at -= 1
+        if at < 0 or self.times[at] <= after_ms:
+            return False
+        self.omitted[at] = min(self.omitted[at] + count, MAX_TOTAL)
+        return True
+
     def cut(self, through_ms: int) -> None:
         """May forget what is at or before a time; does it when that is worth the move."""
         count = bisect_right(self.times, through_ms)
@@ -84,10 +100,12 @@ class Gaps:
 class Omissions:
     """The marks of one window by type; the empty type is what a sender does not know."""
 
-    __slots__ = ("by_type", "total")
+    __slots__ = ("by_type", "marks", "total")
 
     def __init__(self) -> None:
         self.by_type: dict[str, Gaps] = {}
+        self.marks = 0
+        """How many there are of all types."""
         self.total = 0
         """All that were ever told of, late ones too."""
 
@@ -95,6 +113,7 @@ class Omissions:
         """For a snapshot."""
         copied = Omissions()
         copied.by_type = {name: gaps.copy() for name, gaps in self.by_type.items()}
+        copied.marks = self.marks
         copied.total = self.total
         return copied
 
@@ -102,18 +121,33 @@ class Omissions:
         """Counts omitted measurements, wherever they stand."""
         self.total = min(self.total + count, MAX_TOTAL)
 
-    def add(self, metric_type: str, time_ms: int, count: int, reason: int) -> None:
-        """Adds one mark to the window."""
+    def add(
+        self,
+        metric_type: str,
+        time_ms: int,
+        count: int,
+        reason: int,
+        after_ms: int = -AT_ALL_TIMES,
+        through_ms: int = AT_ALL_TIMES,
+    ) -> None:
+        """Adds one mark; where the window is full, to one of its type in `after_ms < t <=
+        through_ms`, in which all have the same fate."""
         gaps = self.by_type.get(metric_type)
         if gaps is None:
             gaps = self.by_type[metric_type] = Gaps()
+        elif self.marks >= MAX_WINDOW_MARKS and gaps.join(time_ms, count, after_ms, through_ms):
+            return
+        before = len(gaps.times)
         gaps.add(time_ms, count, reason)
+        self.marks += len(gaps.times) - before
 
     def cut(self, through_ms: int) -> None:
         """May forget what is at or before a time, and types that nothing is left of."""
         for metric_type in list(self.by_type):
             gaps = self.by_type[metric_type]
+            before = len(gaps.times)
             gaps.cut(through_ms)
+            self.marks += len(gaps.times) - before
             if not gaps.times:
                 del self.by_type[metric_type]
 
@@ -156,6 +190,7 @@ class Omissions:
         gaps.times = columns.unpack(stored.times_ms, stored.count)
         gaps.omitted = columns.unpack(stored.omitted, stored.count)
         gaps.reasons.frombytes(stored.reasons)
+        self.marks += stored.count
 
 
 def marks(batch: command_pb2.PackedBatch) -> list[Mark] | None:

@@ -194,10 +194,17 @@ class StudentWindow:
                 rolling.came(times, values)
         self.accepted_total += len(times)
 
-    def omit(self, metric_type: str, time_ms: int, count: int, reason: int) -> None:
-        """Adds one gap mark."""
+    def omit(self, metric_type: str, time_ms: int, count: int, reason: int, late_ms: int) -> None:
+        """Adds one gap mark; `late_ms` is the time up to which it would be late."""
         self._cached = None
-        self.omissions.add(metric_type, time_ms, count, reason)
+        packed_ms = self.packed_through_ms
+        # What is packed is in the past already, and the rest goes there later.
+        if packed_ms is None or packed_ms <= late_ms:
+            self.omissions.add(metric_type, time_ms, count, reason, late_ms)
+        elif time_ms > packed_ms:
+            self.omissions.add(metric_type, time_ms, count, reason, packed_ms)
+        else:
+            self.omissions.add(metric_type, time_ms, count, reason, late_ms, packed_ms)
 
     def sweep(self, cut_ms: int, every_ms: int) -> None:
         """Forgets whole types that nothing is left of; at most once in `every_ms` of `cut_ms`."""

@@ -217,7 +217,7 @@ def test_a_command_packs_little_more_than_it_brings(monkeypatch: pytest.MonkeyPa
     lesson = Lesson()
     students = [f"s{number}" for number in range(30)]
     for student in students:
-        lesson.publish([("error", 1, lesson.now_ms)] * 50, student=student)
+        lesson.publish([("keypress", 1, lesson.now_ms)] * 1_800, student=student)
     lesson.advance(2 * WINDOW_MS + WINDOW_MS // 2)
     packed = []
     for _ in range(40):
@@ -225,7 +225,7 @@ def test_a_command_packs_little_more_than_it_brings(monkeypatch: pytest.MonkeyPa
         packed.append(sum([len(each.packed) for each in store(lesson).keys.values()]))
         for student in students:
             (window,) = past(lesson, student_id=student)
-            assert counts(window.aggregate) == {"error": 50}
+            assert counts(window.aggregate) == {"keypress": 1_800}
     assert packed[0] <= 5
     assert packed[-1] == 30
 
