@@ -20,7 +20,7 @@ import grpc
 import pytest
 from gaia.cluster.v1 import cluster_pb2
 from gaia.metrics.v1 import metrics_pb2
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from gaia_grpc.client import Client
@@ -34,6 +34,8 @@ from tests.support.metric_answers import assert_figures
 IS_LONG = bool(os.environ.get("GAIA_LONG"))
 EXAMPLES = 200 if IS_LONG else 10
 TIMEOUT_S = 3_600 if IS_LONG else 60
+PHASES = [Phase.generate, Phase.shrink] if IS_LONG else [Phase.generate]
+"""Smaller examples of a failure take longer than a test may."""
 WINDOW_MS = 1_000
 RETENTION_MS = 60_000
 SETTINGS = {"metrics.window": "1s", "metrics.history_retention": "60s"}
@@ -278,7 +280,7 @@ def test_metrics_windows_and_history_are_an_oracles_over_failovers(
 ) -> None:
     cluster = gaia_cluster(3, settings=SETTINGS)
 
-    @settings(max_examples=EXAMPLES, derandomize=not IS_LONG, database=None)
+    @settings(max_examples=EXAMPLES, derandomize=not IS_LONG, database=None, phases=PHASES)
     @given(steps=st.lists(STEPS, min_size=4, max_size=16))
     def example(steps: list[Any]) -> None:
         cluster.heal()
