@@ -32,6 +32,8 @@ from gaia_grpc.state.packing import Packing, pack_batch
 
 MAX_METRICS_PER_COMMAND = 5_000
 """Applying an entry can't be interrupted, so more become several entries."""
+MAX_PARTS_PER_COMMAND = 1_500
+"""Batches, their types and their gap marks: what applying them costs beside their metrics."""
 MAX_ERROR_BATCHES_PER_COMMAND = 8
 """Of one student in one app: each looks through that window for patterns. A thousand in one entry
 would keep every peer from its heartbeats for seconds."""
@@ -118,6 +120,8 @@ class Packed:
     """Metrics that the sender put in."""
     packing: Packing
     metrics: int
+    parts: int
+    """The batch itself, its types and its gap marks."""
     window: tuple[str, str, str] | None
     """Whose errors it holds; None where it holds none."""
 
@@ -129,6 +133,8 @@ class Gathered:
     room: int
     parts: list[tuple[Submission, Packed]] = field(default_factory=list)
     metrics: int = 0
+    pieces: int = 0
+    """Sum of the `parts` of all batches."""
     full: bool = False
     _with_errors: Counter[tuple[str, str, str]] = field(default_factory=Counter)
 
@@ -140,7 +146,8 @@ class Gathered:
     def take(self, submission: Submission, packed: Packed) -> bool:
         """Puts a batch in; False where it does not fit. Into an empty one everything does."""
         if self.parts:
-            if self.metrics + packed.metrics > self.room:
+            pieces = self.pieces + packed.parts
+            if self.metrics + packed.metrics > self.room or pieces > MAX_PARTS_PER_COMMAND:
                 self.full = True
                 return False
             if packed.window and (
@@ -149,6 +156,7 @@ class Gathered:
                 return False
         self.parts.append((submission, packed))
         self.metrics += packed.metrics
+        self.pieces += packed.parts
         if packed.window:
             self._with_errors[packed.window] += 1
         return True
@@ -289,7 +297,8 @@ class Publisher:
             window = (packed.timeline_id, packed.student_id, packed.app_name)
         # 8 bytes a value.
         metrics = sum([len(column.values_micro) // 8 for column in packed.columns])
-        return Packed(place, len(batch.metrics), packing, metrics, window)
+        parts = 1 + len(packed.columns) + len(packed.omissions)
+        return Packed(place, len(batch.metrics), packing, metrics, parts, window)
 
     def _level(self) -> int:
         """The cluster's feature level; costs more than most batches."""

@@ -19,7 +19,7 @@ from gaia_grpc.services.metric_gate import (
     UNKNOWN_RETRY_MS,
     MetricGate,
 )
-from gaia_grpc.services.publishing import MAX_COMMANDS_IN_LOG
+from gaia_grpc.services.publishing import MAX_COMMANDS_IN_LOG, MAX_PARTS_PER_COMMAND
 from gaia_grpc.services.sampling import LOWEST_CLASSES, sample
 from gaia_grpc.services.turns import STEPS_IN_A_ROUND, Turns
 from gaia_grpc.state.channels import PLACES_OF
@@ -221,6 +221,22 @@ async def test_what_gathers_behind_a_full_log_shares_its_entries(peer: ServedPee
     assert len(peer.node.commands) <= MAX_COMMANDS_IN_LOG + 2
     assert {answer.results[0].source_id for answer in answers} == {f"app-{n}" for n in range(50)}
     assert (await get_aggregate(peer)).metrics[0].count == 50
+
+
+async def test_batches_without_metrics_fill_an_entry_too(peer: ServedPeer) -> None:
+    """Gap marks alone count as no metric, and yet each is work for every peer."""
+    batches = []
+    for number in range(40):
+        batch = make_batch(values=(), source_id=f"app-{number}")
+        for place in range(100):
+            batch.omissions.add(metric_type="keypress", count=1, event_time_ms=place + 1)
+        batches.append(batch)
+    request = metrics_pb2.PublishMetricsRequest(batches=batches)
+    answer = await peer.metrics.PublishMetrics(request, timeout=TIMEOUT_S)
+    assert {result.status for result in answer.results} == {metrics_pb2.BATCH_STATUS_ACCEPTED}
+    sizes = [len(command.publish_metrics.batches) for command in peer.node.commands]
+    assert sum(sizes) == 40
+    assert max(sizes) * 101 <= MAX_PARTS_PER_COMMAND
 
 
 async def test_a_caller_that_gives_up_before_its_turn_stores_nothing(peer: ServedPeer) -> None:
