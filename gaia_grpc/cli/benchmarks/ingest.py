@@ -277,8 +277,9 @@ async def reading(bed: Bed) -> list[Figure]:
             "aggregates returned a second, while their windows change",
             returned / took_s,
             "/s",
-            f"1 client, one call at a time, a classroom of 30 students, 4 metric types each; "
-            f"meanwhile {feed.acknowledged / took_s:,.0f} metrics a second for the same students",
+            "3 peers, fsync, 1 client, one call at a time, a classroom of 30 students, 4 metric "
+            f"types each; meanwhile {feed.acknowledged / took_s:,.0f} metrics a second for the same "
+            f"students, in batches of {BUFFER}",
             guide=100.0,
             higher_is_better=True,
             samples=returned,
