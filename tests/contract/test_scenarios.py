@@ -9,9 +9,13 @@ import pytest
 
 from tests.mutants.catalogue import ROOT, named_tests
 
-DEFECTS = (*range(1, 16), 24)
+DEFECTS = (*range(1, 16), *range(17, 21), 24)
 COMPLAINTS = range(1, 10)
-SCENARIOS = (*(f"C{n}" for n in range(1, 7)), *(f"T{n}" for n in range(1, 9)))
+SCENARIOS = tuple(
+    f"{area}{number}"
+    for area, count in (("C", 6), ("T", 8), ("M", 7))
+    for number in range(1, count + 1)
+)
 
 
 def names() -> list[str]:
