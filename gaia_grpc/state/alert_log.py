@@ -9,16 +9,16 @@ and the answer says how far that was, so a quiet subscriber goes on from there.
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from heapq import merge
 from typing import Final, TypeAlias
 
 from gaia.alert.v1 import alert_pb2
 from gaia.command.v1 import metrics_record_pb2
 
-from gaia_grpc.state.refusal import unimplemented
 from gaia_grpc.state.snapshot import Section
 
 SCANNED_AT_MOST: Final = 10_000
@@ -41,6 +41,7 @@ class EventRecord:
     student_id: str
     severity: int
     body: bytes
+    pushed: bool = False
 
     def message(self) -> alert_pb2.AlertEvent:
         """The event as the contract has it."""
@@ -48,6 +49,7 @@ class EventRecord:
             sequence=self.sequence,
             change=alert_pb2.AlertChange.ValueType(self.change),
             applied_index=self.applied_index,
+            pushed=self.pushed,
         )
         event.alert.MergeFromString(self.body)
         return event
@@ -61,23 +63,43 @@ class Selection:
     classroom_id: str = ""
     student_id: str = ""
     min_severity: int = 0
+    classroom_ids: tuple[str, ...] | None = None
+    """Only of these; None matches all."""
 
     def matches(self, student_id: str, severity: int) -> bool:
-        """Whether a record of the timeline and classroom is wanted."""
+        """Whether a record of the timeline and classrooms is wanted."""
         return severity >= self.min_severity and self.student_id in ("", student_id)
 
 
-def select_by(wanted: alert_pb2.AlertFilter) -> Selection:
-    """The selection of a filter; by teacher, of whom a roster knows the classrooms, comes later."""
+def scope_of(alert: alert_pb2.Alert) -> str:
+    """The timeline in whose orders an alert stands; operational ones have orders of their own."""
+    if alert.kind == alert_pb2.ALERT_KIND_OPERATIONAL:
+        return OPERATIONAL
+    return alert.timeline_id
+
+
+def select_by(
+    wanted: alert_pb2.AlertFilter, classrooms_of: Callable[[str], Sequence[str]]
+) -> Selection:
+    """The selection of a filter; `classrooms_of` says what a teacher's classrooms are by now."""
+    classroom_id = wanted.classroom_id
+    classroom_ids: tuple[str, ...] | None = None
     if wanted.teacher_id:
-        raise unimplemented("filter.teacher_id")
+        classroom_ids = tuple(classrooms_of(wanted.teacher_id))
+        if classroom_id:
+            classroom_ids = tuple([each for each in classroom_ids if each == classroom_id])
+    operational = wanted.kind == alert_pb2.ALERT_KIND_OPERATIONAL
     return Selection(
-        timeline_id=wanted.timeline_id,
-        classroom_id=wanted.classroom_id,
+        timeline_id=OPERATIONAL if operational else wanted.timeline_id,
+        classroom_id=classroom_id,
         student_id=wanted.student_id,
         min_severity=wanted.min_severity,
+        classroom_ids=classroom_ids,
     )
 
+
+OPERATIONAL: Final = "\n"
+"""Takes the timeline's place in the orders of operational alerts; no id can hold it."""
 
 Scope: TypeAlias = tuple[str, str]
 """(timeline_id, classroom_id), with an empty classroom for the whole timeline."""
@@ -126,10 +148,41 @@ class ScopeIndex:
             if not numbers:
                 del self._numbers[scope]
 
-    def numbers(self, selection: Selection) -> array[int]:
-        """The smallest order that holds all of a selection; not to be changed."""
-        scope = (selection.timeline_id, selection.classroom_id)
+    def of(self, scope: Scope) -> array[int]:
+        """The order of a scope; not to be changed."""
         return self._numbers.get(scope, _NOTHING)
+
+    def after(self, selection: Selection, number: int) -> Iterator[int]:
+        """Numbers above one, ascending."""
+        orders = self._orders(selection)
+        if len(orders) == 1:
+            return _ascending(orders[0], number)
+        return merge(*[_ascending(order, number) for order in orders])
+
+    def below(self, selection: Selection, number: int) -> Iterator[int]:
+        """Numbers below one, descending."""
+        orders = self._orders(selection)
+        if len(orders) == 1:
+            return _descending(orders[0], number)
+        return merge(*[_descending(order, number) for order in orders], reverse=True)
+
+    def _orders(self, selection: Selection) -> list[array[int]]:
+        """The orders that together hold all of a selection: one, or one for each classroom."""
+        wanted = selection.classroom_ids
+        if wanted is None:
+            wanted = (selection.classroom_id,)
+        found = [self._numbers.get((selection.timeline_id, each)) for each in wanted]
+        return [order for order in found if order is not None]
+
+
+def _ascending(order: array[int], number: int) -> Iterator[int]:
+    for at in range(bisect_right(order, number), len(order)):
+        yield order[at]
+
+
+def _descending(order: array[int], number: int) -> Iterator[int]:
+    for at in range(bisect_left(order, number) - 1, -1, -1):
+        yield order[at]
 
 
 _NOTHING: Final = array("q")
@@ -194,7 +247,7 @@ class AlertLog:
     def erase(self, student_id: str, scope: Scope) -> int:
         """Empties all events of a student in a timeline and classroom; returns how many."""
         count = 0
-        for sequence in self._index.numbers(Selection(*scope)):
+        for sequence in self._index.of(scope):
             event = self.get(sequence)
             if event is None or event.student_id != student_id:
                 continue
@@ -210,13 +263,12 @@ class AlertLog:
         self, selection: Selection, after_sequence: int, limit: int
     ) -> tuple[list[EventRecord], int]:
         """Up to `limit` matching events after a sequence, and the sequence looked through."""
-        sequences = self._index.numbers(selection)
-        start = bisect_right(sequences, max(after_sequence, self.oldest - 1))
         found: list[EventRecord] = []
-        for at in range(start, len(sequences)):
-            if len(found) >= limit or at - start >= SCANNED_AT_MOST:
-                return found, sequences[at] - 1
-            event = self._events[self._gone + sequences[at] - self.oldest]
+        following = self._index.after(selection, max(after_sequence, self.oldest - 1))
+        for scanned, sequence in enumerate(following):
+            if len(found) >= limit or scanned >= SCANNED_AT_MOST:
+                return found, sequence - 1
+            event = self._events[self._gone + sequence - self.oldest]
             if event.body and selection.matches(event.student_id, event.severity):
                 found.append(event)
         return found, max(self.newest, after_sequence)
@@ -274,6 +326,7 @@ def _encode(event: EventRecord) -> metrics_record_pb2.AlertEventRecord:
         student_id=event.student_id,
         severity=event.severity,
         alert=event.body,
+        pushed=event.pushed,
     )
 
 
@@ -288,4 +341,5 @@ def _decode(sequence: int, stored: metrics_record_pb2.AlertEventRecord) -> Event
         student_id=stored.student_id,
         severity=stored.severity,
         body=stored.alert,
+        pushed=stored.pushed,
     )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from gaia.alert.v1 import alert_pb2
 from gaia.command.v1 import query_pb2
@@ -15,14 +14,21 @@ from gaia_grpc.state.context import QueryHandler
 from gaia_grpc.state.refusal import OUT_OF_RANGE, invalid, refused
 
 DEFAULT_EVENTS, MOST_EVENTS = 100, 1_000
+NOTHING_BELOW = 1 << 62
+"""Above every number."""
 
 
 class AlertQueries:
     """Answers ListAlerts and the reading of alert events."""
 
     def __init__(
-        self, records: Mapping[int, AlertRecord], index: ScopeIndex, log: AlertLog
+        self,
+        records: Mapping[int, AlertRecord],
+        index: ScopeIndex,
+        log: AlertLog,
+        classrooms_of: Callable[[str], Sequence[str]],
     ) -> None:
+        self._classrooms_of = classrooms_of
         self._records = records
         self._index = index
         self._log = log
@@ -34,21 +40,17 @@ class AlertQueries:
     def list_alerts(self, body: alert_pb2.ListAlertsRequest, now_ms: int) -> query_pb2.QueryResult:
         """Newest first; a page that had to look far may be short and still name a next one."""
         del now_ms
-        selection = select_by(body.filter)
+        selection = select_by(body.filter, self._classrooms_of)
         size = page_tokens.page_size(body.page_size)
-        numbers = self._index.numbers(selection)
-        last = len(numbers)
         token = page_tokens.decode(body, body.page_token)
-        if token:
-            last = bisect_left(numbers, int(token))
+        last = int(token) if token else NOTHING_BELOW
         answer = alert_pb2.ListAlertsResponse()
-        scanned = 0
-        for at in range(last - 1, -1, -1):
+        for scanned, number in enumerate(self._index.below(selection, last)):
             if len(answer.alerts) >= size or scanned >= SCANNED_AT_MOST:
-                answer.next_page_token = page_tokens.encode(body, str(numbers[at + 1]))
+                answer.next_page_token = page_tokens.encode(body, str(last))
                 break
-            scanned += 1
-            record = self._records[numbers[at]]
+            last = number
+            record = self._records[number]
             if body.state and record.state != body.state:
                 continue
             if selection.matches(record.student_id, record.severity):
@@ -58,7 +60,7 @@ class AlertQueries:
     def alert_events(self, body: query_pb2.AlertEventsQuery, now_ms: int) -> query_pb2.QueryResult:
         """Matching events after a sequence; 0 is all that are retained."""
         del now_ms
-        selection = select_by(body.filter)
+        selection = select_by(body.filter, self._classrooms_of)
         oldest = self._log.oldest
         if body.after_sequence < 0:
             raise invalid("after_sequence", "after_sequence is negative")

@@ -5,13 +5,18 @@ from __future__ import annotations
 from gaia.alert.v1 import alert_pb2
 from gaia.command.v1 import metrics_record_pb2
 
-from gaia_grpc.state.alert_log import AlertLog
+from gaia_grpc.state.alert_log import AlertLog, scope_of
+
+NO_PUSH, MUTED, NO_PLACE = 0, 1, 2
+"""What holds back a push: nothing, a mute, the push budget."""
 
 
 class AlertRecord:
     """One alert; `body` is the serialized Alert, shared with its newest event."""
 
-    __slots__ = ("body", "last_sequence", "number", "severity", "state", "student_id")
+    __slots__ = (
+        "body", "last_sequence", "number", "push_wait", "severity", "state", "student_id",
+    )  # fmt: skip
 
     def __init__(self, number: int, student_id: str) -> None:
         self.number = number
@@ -20,6 +25,13 @@ class AlertRecord:
         self.state = 0
         self.last_sequence = 0
         self.body = b""
+        self.push_wait = NO_PUSH
+        """What holds back its push."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its episode goes on."""
+        return self.state != alert_pb2.ALERT_STATE_RESOLVED
 
     def message(self) -> alert_pb2.Alert:
         """The alert as the contract has it, a copy."""
@@ -34,6 +46,7 @@ def encode_alert(record: AlertRecord, log: AlertLog) -> bytes:
         last_sequence=record.last_sequence,
         state=record.state,
         alert=record.body if own_body else b"",
+        push_wait=record.push_wait,
     ).SerializeToString(deterministic=True)
 
 
@@ -49,7 +62,7 @@ def decode_alert(
         record = AlertRecord(stored.number, alert.student_id)
         record.severity = alert.severity
         record.body = stored.alert
-        timeline_id, classroom_id = alert.timeline_id, alert.classroom_id
+        timeline_id, classroom_id = scope_of(alert), alert.classroom_id
     else:
         if event.alert_number != stored.number:
             raise ValueError(f"event {event.sequence} is not of alert {stored.number}")
@@ -59,4 +72,5 @@ def decode_alert(
         timeline_id, classroom_id = event.timeline_id, event.classroom_id
     record.state = stored.state
     record.last_sequence = stored.last_sequence
+    record.push_wait = stored.push_wait
     return record, timeline_id, classroom_id

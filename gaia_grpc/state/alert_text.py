@@ -42,7 +42,7 @@ def describe(
     alert.coverage = found.coverage
     alert.model_version = MODEL_VERSION
     alert.window_s = window_ms // 1_000
-    alert.suggested_action = _ACTIONS[alert.severity]
+    alert.suggested_action = _ACTIONS.get(alert.severity, "encouragement")
     alert.pushed = alert.pushed or is_pushed(finding.severity, found.confidence)
     del alert.evidence[:]
     alert.evidence.add(

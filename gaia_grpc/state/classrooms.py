@@ -14,7 +14,7 @@ from typing import Final
 from gaia.classroom.v1 import classroom_pb2
 from gaia.command.v1 import command_pb2, query_pb2, snapshot_pb2
 
-from gaia_grpc.state import page_tokens, refusal
+from gaia_grpc.state import page_tokens, refusal, topics
 from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
 from gaia_grpc.state.messages import timestamp
 from gaia_grpc.state.refusal import Refused, refused
@@ -86,6 +86,11 @@ class ClassroomTable:
         """Ids of a teacher's classrooms, sorted; not to be changed."""
         return self._by_teacher.get(teacher_id, ())
 
+    def teachers_of(self, classroom_id: str) -> Sequence[str]:
+        """Ids of a classroom's teachers, sorted; none where there is no roster."""
+        known = self._records.get(classroom_id)
+        return () if known is None else known.teacher_ids
+
     # --- commands
 
     def put(self, body: command_pb2.PutClassroom) -> command_pb2.CommandResult:
@@ -108,6 +113,7 @@ class ClassroomTable:
                 f"all classrooms together would have {grown} members (classroom.max_members)",
             )
         self._replace(known, record)
+        self._context.touch(topics.CLASSROOMS)
         return command_pb2.CommandResult(classroom=record.message())
 
     def forget_student(self, student_id: str) -> int:

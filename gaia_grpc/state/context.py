@@ -16,7 +16,7 @@ Names without a handler are refused as UNIMPLEMENTED.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from gaia.command.v1 import command_pb2, query_pb2
 
@@ -52,6 +52,23 @@ class Table(Protocol):
         ...
 
 
+SESSION_FAILED: Final = "session_failed"
+TASK_DEAD_LETTERED: Final = "task_dead_lettered"
+PEER_LOST: Final = "peer_lost"
+
+
+class Reporter(Protocol):
+    """Who hears of what happens to sessions, tasks and members."""
+
+    def __call__(self, pattern: str, subject: str, *, over: bool = False) -> None:
+        """See `Context.report`."""
+        ...
+
+
+def _nobody(pattern: str, subject: str, *, over: bool = False) -> None:
+    del pattern, subject, over
+
+
 class Context:
     """The command in hand and the shared parts. Tables read it; only the machine moves it on.
 
@@ -66,6 +83,7 @@ class Context:
         "index",
         "now_ms",
         "principal",
+        "reporter",
         "settings",
         "timers",
         "wall_ms",
@@ -81,6 +99,11 @@ class Context:
         self.settings = Settings()
         self.timers = Timers()
         self._touched: dict[str, None] = {}
+        self.reporter: Reporter = _nobody
+
+    def report(self, pattern: str, subject: str, *, over: bool = False) -> None:
+        """Tells who runs the cluster (operational_alerts.py): something happened, or is over."""
+        self.reporter(pattern, subject, over=over)
 
     def touch(self, topic: str) -> None:
         """Wakes who watches `topic` (topics.py) once the entry is applied."""

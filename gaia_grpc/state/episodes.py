@@ -5,20 +5,17 @@ pattern has not held for `alert.exit_after`. It is looked at again at multiples 
 time, in the order (time, number): log time for live metrics, the timeline's clock in a replay.
 After its end nothing opens for `alert.cooldown`, except what is more severe.
 
-Context-free: `Episodes` knows when each has to be looked at and who is next; what happens then is
-decided by its owner (alerts.py).
+Context-free: what happens at its times is decided by its owner (alerts.py).
 """
 
 from __future__ import annotations
 
-import heapq
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from gaia.command.v1 import metrics_record_pb2
 
 from gaia_grpc.state.snapshot import Frozen
-from gaia_grpc.state.timers import Timer
 
 TICK_MS: Final = 5_000
 
@@ -41,8 +38,10 @@ class Episode:
     """-1 while it is open."""
     due_ms: int = 0
     """When it is looked at again; a lower bound of when something is due."""
-    timer: Timer | None = None
-    """The machine's timer for it, where its timeline is the live one."""
+    mixed: bool = False
+    """Whether its alert became mixed_struggle, one severity above the pattern's own."""
+    peak: int = 0
+    """The highest severity that its alert had; 0 where it ended before that was kept."""
 
     @property
     def is_open(self) -> bool:
@@ -64,16 +63,15 @@ def next_tick(time_ms: int) -> int:
 
 
 class Episodes:
-    """All episodes by key and by number, and what of each replayed timeline is due when."""
+    """All episodes by key and by number."""
 
-    __slots__ = ("_by_key", "_by_number", "_due", "frozen")
+    __slots__ = ("_by_key", "_by_number", "frozen")
 
     def __init__(self) -> None:
         self._by_key: dict[EpisodeKey, Episode] = {}
         self._by_number: dict[int, Episode] = {}
         self.frozen = Frozen(self._by_number, encode_episode)
         """Who changes an episode calls `changing` with its number before."""
-        self._due: dict[str, list[tuple[int, int]]] = {}
 
     def get(self, key: EpisodeKey) -> Episode | None:
         """The episode of a key, open or in its quiet time."""
@@ -90,7 +88,7 @@ class Episodes:
         self._by_number[episode.number] = episode
 
     def remove(self, episode: Episode) -> None:
-        """Forgets it; its place among the due times goes when it comes to the front."""
+        """Forgets it."""
         self.frozen.changing(episode.number)
         del self._by_key[episode.key]
         del self._by_number[episode.number]
@@ -110,32 +108,13 @@ class Episodes:
             hold_until_ms=stored.hold_until_ms,
             closed_ms=stored.closed_ms,
             due_ms=stored.due_ms,
+            mixed=stored.mixed,
+            peak=stored.peak,
         )
         if episode.key in self._by_key or episode.number in self._by_number:
             raise ValueError(f"the episode {episode.number} is there twice")
         self.add(episode)
         return episode
-
-    # --- replayed timelines
-
-    def schedule(self, episode: Episode) -> None:
-        """Looks at it again at its `due_ms`; an earlier place of it counts no more."""
-        heap = self._due.setdefault(episode.key[0], [])
-        heapq.heappush(heap, (episode.due_ms, episode.number))
-
-    def take_due(self, timeline_id: str, through_ms: int) -> Episode | None:
-        """The next one of a timeline that is due by then, in the order (due, number)."""
-        heap = self._due.get(timeline_id)
-        while heap and heap[0][0] <= through_ms:
-            due_ms, number = heapq.heappop(heap)
-            episode = self._by_number.get(number)
-            if episode is not None and episode.due_ms == due_ms:
-                return episode
-        return None
-
-    def forget_timeline(self, timeline_id: str) -> None:
-        """Its due times; the episodes must be removed one by one."""
-        self._due.pop(timeline_id, None)
 
 
 def encode_episode(number: int, episode: Episode) -> bytes:
@@ -152,4 +131,6 @@ def encode_episode(number: int, episode: Episode) -> bytes:
         hold_until_ms=episode.hold_until_ms,
         closed_ms=episode.closed_ms,
         due_ms=episode.due_ms,
+        mixed=episode.mixed,
+        peak=episode.peak,
     ).SerializeToString(deterministic=True)

@@ -46,6 +46,9 @@ THIRD_COMMANDS: tuple[str, ...] = (
     "delete_student_data",
     "put_task_policy",
     "delete_task_policy",
+    "snooze_alert",
+    "record_intervention",
+    "report_peer",
 )
 LEVELS: Mapping[str, int] = MappingProxyType(
     {
@@ -58,8 +61,11 @@ LEVELS: Mapping[str, int] = MappingProxyType(
 
 
 ANNOUNCED_EARLIER: frozenset[str] = frozenset(
-    {"acquire_lock", "renew_lock", "release_lock", "put_classroom", "delete_student_data"}
-)
+    {
+        "acquire_lock", "renew_lock", "release_lock", "put_classroom", "delete_student_data",
+        "snooze_alert", "record_intervention",
+    }
+)  # fmt: skip
 """Kinds that older versions knew and refused as UNIMPLEMENTED."""
 
 

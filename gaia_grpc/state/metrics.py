@@ -22,14 +22,13 @@ from gaia.metrics.v1 import metrics_pb2
 from gaia_grpc.state import page_tokens, topics
 from gaia_grpc.state.aggregates import encode_summaries
 from gaia_grpc.state.alerts import AlertsTable
-from gaia_grpc.state.channels import ERROR_TYPES
 from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
 from gaia_grpc.state.features import WINDOW_MS as DETECTOR_WINDOW_MS
 from gaia_grpc.state.history import HISTORY_LEVEL, Histories
 from gaia_grpc.state.history_store import TimelineHistory
 from gaia_grpc.state.omissions import OMISSIONS_LEVEL, Mark, marks
 from gaia_grpc.state.packing import MAX_TIME_MS, decode_column
-from gaia_grpc.state.refusal import OUT_OF_RANGE, invalid, not_found, refused
+from gaia_grpc.state.refusal import NOT_FOUND, OUT_OF_RANGE, invalid, refused
 from gaia_grpc.state.snapshot import Part
 from gaia_grpc.state.sources import Admission, Sources
 from gaia_grpc.state.timelines import Key, Timeline, Timelines
@@ -221,7 +220,7 @@ class MetricsTable:
         past_ms = max(late_ms, packed_ms)
         window.sweep(cut_ms, self._window_ms)
         accepted = late = expired = 0
-        error_times: list[int] = []
+        touched: list[tuple[str, int, int]] = []
         for column in columns:
             times = [base_ms + offset_ms for offset_ms in column.offsets_ms]
             values = column.values
@@ -239,8 +238,7 @@ class MetricsTable:
                 oldest_ms = min(times)
             accepted += len(times)
             window.add(column.metric_type, times, values, cut_ms)
-            if column.metric_type in ERROR_TYPES:
-                error_times += (oldest_ms, max(times))
+            touched.append((column.metric_type, oldest_ms, max(times)))
         if past is not None:
             self._omit(past, window, base_ms, late_ms, gaps)
             self._history.end_batch(past, window)
@@ -249,8 +247,8 @@ class MetricsTable:
         context.touch(topics.classroom_metrics(timeline.timeline_id, window.classroom_id))
         if moved_from and moved_from != window.classroom_id:
             context.touch(topics.classroom_metrics(timeline.timeline_id, moved_from))
-        if error_times:
-            self._alerts.observe(timeline, key, window, min(error_times), max(error_times))
+        if touched:
+            self._alerts.observe(timeline, key, window, touched)
         return accepted, late, expired
 
     def _omit(
@@ -301,7 +299,8 @@ class MetricsTable:
         if timeline is not None:
             window = timeline.windows.get((body.student_id, body.app_name))
         if timeline is None or window is None:
-            raise not_found("window", f"{body.student_id}/{body.app_name}")
+            # The text names nobody: a peer logs it, and a log outlives the student's deletion.
+            raise refused(NOT_FOUND, "NOT_FOUND", "no metrics of this student in this app yet")
         end_ms = _clock_ms(timeline, now_ms)
         at_ms = body.at_ms or end_ms
         if at_ms > end_ms:

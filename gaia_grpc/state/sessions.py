@@ -17,7 +17,7 @@ from gaia.session.v1 import session_pb2
 from gaia_grpc.state import page_tokens, refusal, topics
 from gaia_grpc.state.affinity import GENERAL, NONE
 from gaia_grpc.state.changes import ChangeLog
-from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
+from gaia_grpc.state.context import SESSION_FAILED, CommandHandler, Context, QueryHandler
 from gaia_grpc.state.refusal import Refused, refused
 from gaia_grpc.state.session_record import DEGRADED, FAILED, HEALTHY, Mark, Session
 from gaia_grpc.state.session_score import best, scored
@@ -126,6 +126,8 @@ class SessionTable:
             raise self._name_taken(known)
         before = None if known is None else known.mark
         session = self._renewed(known) if known is not None else self._added(body.name)
+        if known is not None:
+            self._context.report(SESSION_FAILED, known.name, over=True)
         session.describe(body)
         session.specialty = session.specialty or GENERAL
         session.health = HEALTHY
@@ -237,6 +239,8 @@ class SessionTable:
         before = session.mark
         session.health = health
         self._changed(session, before)
+        if health == FAILED:
+            self._context.report(SESSION_FAILED, session.name)
         if self._listener is None:
             return
         if health == FAILED:
@@ -297,6 +301,8 @@ class SessionTable:
         del self._by_id[session.session_id]
         del self._by_name[session.name]
         del self._numbers[bisect_left(self._numbers, session.number)]
+        if session.health == FAILED:
+            self._context.report(SESSION_FAILED, session.name, over=True)
         self._changes.note(session.number, session.mark, None, session)
         self._context.touch(topics.SESSIONS)
 

@@ -36,12 +36,12 @@ def build_tables(context: Context, requests: RequestTable) -> Tables:
     sessions = SessionTable(context)
     tasks = TaskTable(context, sessions)
     timelines = Timelines()
-    alerts = AlertsTable(context, timelines)
+    classrooms = ClassroomTable(context)
+    alerts = AlertsTable(context, timelines, classrooms)
     histories = Histories(context, timelines)
     metrics = MetricsTable(context, timelines, alerts, histories)
     history = HistoryTable(context, timelines, histories)
     locks = LockTable(context)
-    classrooms = ClassroomTable(context)
     student_data = StudentDataTable(context, requests, metrics, histories, alerts, classrooms)
     return Tables(
         (cluster, sessions, tasks, metrics, history, alerts, locks, classrooms, student_data),

@@ -16,7 +16,7 @@ from gaia.command.v1 import snapshot_pb2
 from gaia.task.v1 import task_pb2
 
 from gaia_grpc.state import refusal
-from gaia_grpc.state.context import Context
+from gaia_grpc.state.context import TASK_DEAD_LETTERED, Context
 from gaia_grpc.state.refusal import Refused, refused
 from gaia_grpc.state.snapshot import Part, Section
 from gaia_grpc.state.task_flow import TaskFlow
@@ -178,6 +178,7 @@ class TaskDependencies:
         self._store.note_error(task, reason)
         self._store.record(task, task_pb2.TASK_EVENT_KIND_DEPENDENCY_FAILED, reason)
         self._store.record(task, task_pb2.TASK_EVENT_KIND_DEAD_LETTERED, reason)
+        self._context.report(TASK_DEAD_LETTERED, task.task_type)
         self.ended(task)
         self._store.retain(task)
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from gaia.task.v1 import task_pb2
 
-from gaia_grpc.state.context import Context
+from gaia_grpc.state.context import TASK_DEAD_LETTERED, Context
 from gaia_grpc.state.session_record import Session
 from gaia_grpc.state.sessions import SessionTable
 from gaia_grpc.state.task_dependencies import TaskDependencies
@@ -144,6 +144,7 @@ class TaskEndings:
         """The claim has ended, and the task with it."""
         self._store.finish(task, FAILED)
         self._store.record(task, task_pb2.TASK_EVENT_KIND_DEAD_LETTERED, why)
+        self._context.report(TASK_DEAD_LETTERED, task.task_type)
         self._finished(task)
 
     def _finished(self, task: Task) -> None:
@@ -195,5 +196,6 @@ class TaskEndings:
         holder = self._end(task, FAILED, task_pb2.TASK_EVENT_KIND_DEADLINE_PASSED, DEADLINE_TEXT)
         self._store.note_error(task, DEADLINE_TEXT)
         self._store.record(task, task_pb2.TASK_EVENT_KIND_DEAD_LETTERED, DEADLINE_TEXT)
+        self._context.report(TASK_DEAD_LETTERED, task.task_type)
         self._finished(task)
         self.served(holder)

@@ -24,6 +24,7 @@ OPEN, ACKNOWLEDGED, RESOLVED = (
     alert_pb2.ALERT_STATE_RESOLVED,
 )
 FIVE = (40, 30, 20, 10, 0)
+NO_ESCALATION = ("alert.acknowledge_timeout", "0ms")
 
 
 def acknowledge(lesson: Lesson, alert_id: str, teacher: str = "tea") -> alert_pb2.Alert:
@@ -173,7 +174,7 @@ def test_defect_16_an_alert_ends_when_the_errors_do() -> None:
 
 
 def test_new_errors_put_the_end_off() -> None:
-    lesson = Lesson()
+    lesson = Lesson(NO_ESCALATION)
     lesson.errors(*FIVE)
     for _ in range(5):
         lesson.advance(19_000)
@@ -379,21 +380,11 @@ def test_what_can_t_be_handled_is_refused(command: str) -> None:
         assert kind(unknown) == "REFUSAL_KIND_NOT_FOUND"
 
 
-def test_what_comes_later_is_unimplemented() -> None:
-    lesson = Lesson()
-    for name in ("snooze_alert", "record_intervention"):
-        assert lesson.refuse(**{name: {}}).kind == command_pb2.REFUSAL_KIND_UNIMPLEMENTED
-    for query in ({"list_alerts": {"filter": {"teacher_id": "t"}}},
-                  {"alert_events": {"filter": {"teacher_id": "t"}}}):  # fmt: skip
-        refusal = lesson.query(**query).refusal
-        assert refusal.kind == command_pb2.REFUSAL_KIND_UNIMPLEMENTED
-
-
 # --- events --------------------------------------------------------------------------------------
 
 
 def test_events_have_one_sequence_without_gaps_and_hold_the_alert_as_it_was() -> None:
-    lesson = Lesson()
+    lesson = Lesson(NO_ESCALATION, ("alert.push_budget", "9"))
     for student in ("ana", "bea", "cy"):
         lesson.errors(2, 1, 0, student=student)
         lesson.errors(4, 3, student=student)

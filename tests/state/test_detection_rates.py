@@ -65,7 +65,7 @@ def test_f8_false_positives_on_noisy_traces() -> None:
 def test_every_injected_burst_is_found() -> None:
     """At least 5 errors within a minute, in any order, amid normal work."""
     draw = random.Random(10)
-    lesson = Lesson()
+    lesson = Lesson(("alert.push_budget", "1000"))
     traces = []
     for _ in range(TRACES):
         samples = noisy(draw, lesson.now_ms)
