@@ -23,6 +23,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,6 +125,9 @@ class SpoolFiles:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+        with suppress(OSError):
+            # The room for the next start: what is left over must leave a disk that it has filled.
+            aside.write_text(path.read_text())
         return identity["source_id"], identity["epoch"]
 
     def _recover(self) -> list[tuple[Key, int]]:
@@ -163,7 +167,14 @@ class SpoolFiles:
     def settle(self, key: Key) -> None:
         """Notes that everything up to `key` has its outcome, and frees what is not needed."""
         self.done = max(self.done, key)
-        self._write(DONE, KEY.pack(*self.done), sync=False)
+        try:
+            self._write(DONE, KEY.pack(*self.done), sync=False)
+        except OSError:
+            # A full disk has no room for the note before something goes; without the note what
+            # stands behind is sent once more, which counts once.
+            if not self._drop_done():
+                raise
+            self._write(DONE, KEY.pack(*self.done), sync=False)
         self._drop_done()
 
     def _write(self, kind: int, body: bytes, *, sync: bool) -> tuple[Segment, int]:
@@ -195,9 +206,13 @@ class SpoolFiles:
         path = self._directory / f"{self._next_number:08}.spool"
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         self._next_number += 1
-        if os.write(file, MAGIC) < len(MAGIC):
+        try:
+            if os.write(file, MAGIC) < len(MAGIC):
+                raise OSError(errno.ENOSPC, "no room for a segment", str(path))
+        except OSError:
             os.close(file)
-            raise OSError(errno.ENOSPC, "no room for a segment", str(path))
+            path.unlink()
+            raise
         self._segments.append(Segment(path, len(MAGIC)))
         self._current = file
         return self._segments[-1]
@@ -207,14 +222,17 @@ class SpoolFiles:
             file, self._current = self._current, None
             os.close(file)
 
-    def _drop_done(self) -> None:
-        """Removes segments from the oldest on, so that no note of an outcome goes too early."""
+    def _drop_done(self) -> bool:
+        """Removes segments from the oldest on, so that no note of an outcome goes too early;
+        whether there were any."""
+        before = len(self._segments)
         while len(self._segments) > (self._current is not None):
             oldest = self._segments[0]
             if oldest.last > self.done:
-                return
+                break
             oldest.path.unlink()
             del self._segments[0]
+        return len(self._segments) < before
 
     def read(self, most_metrics: int) -> Read:
         """The next batches that were written to be read back, of about `most_metrics` metrics."""

@@ -341,3 +341,64 @@ def test_a_last_segment_without_batches_hides_none_before_it(tmp_path: Path) -> 
     read = files.read(100)
     assert ([batch.sequence for batch in read.batches], read.through) == ([2], (1_000, 2))
     files.close()
+
+
+class SmallDisk:
+    """A disk of so many bytes under a directory: what is written beyond them is refused, as much as
+    fits of it is there."""
+
+    def __init__(self, directory: Path, size_bytes: int) -> None:
+        self.directory = directory
+        self.size_bytes = size_bytes
+        self._write = os.write
+
+    def write(self, file: int, data: bytes) -> int:
+        """In place of `os.write`."""
+        used = sum(each.stat().st_size for each in segments(self.directory))
+        room = self.size_bytes - used
+        if room <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self._write(file, data[:room])
+
+
+def fill(files: SpoolFiles, directory: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Writes batches until the disk has refused 20 times; returns the last sequence."""
+    monkeypatch.setattr(os, "write", SmallDisk(directory, 10_000).write)
+    sequence = refused = 0
+    while refused < 20:
+        sequence += 1
+        try:
+            files.append(numbered(files.epoch, sequence), read_back=False, sync=False)
+        except OSError:
+            refused += 1
+    return sequence
+
+
+def test_a_full_disk_costs_no_files_and_frees_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The note that everything is delivered has no room: what is delivered makes it."""
+    files = opened(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    sequence = fill(files, tmp_path, monkeypatch)
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    assert len(segments(tmp_path)) <= 2
+    files.settle((files.epoch, sequence))
+    assert files.used_bytes < 1_000
+    files.append(numbered(files.epoch, sequence + 1), read_back=False, sync=False)
+    files.close()
+    again = opened(tmp_path)
+    assert again.left_over == [((files.epoch, sequence + 1), 3)]
+    again.close()
+
+
+def test_an_app_starts_again_on_the_disk_that_it_has_filled(tmp_path: Path) -> None:
+    """What the identity of the next start takes is there before the disk is full."""
+    files = opened(tmp_path)
+    reserved = tmp_path / "identity.new"
+    assert reserved.stat().st_size >= (tmp_path / "identity.json").stat().st_size
+    files.close()
+    again = opened(tmp_path)
+    assert again.epoch > files.epoch
+    assert reserved.exists()
+    again.close()
