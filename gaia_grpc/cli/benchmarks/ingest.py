@@ -278,7 +278,7 @@ async def reading(bed: Bed) -> list[Figure]:
             returned / took_s,
             "/s",
             "3 peers, fsync, 1 client, one call at a time, a classroom of 30 students, 4 metric "
-            f"types each; meanwhile {feed.acknowledged / took_s:,.0f} metrics a second for the same "
+            f"types each; meanwhile {feed.acknowledged / took_s:,.0f} metrics a second for these "
             f"students, in batches of {BUFFER}",
             guide=100.0,
             higher_is_better=True,
