@@ -15,6 +15,7 @@ from gaia_grpc.node.topics import TopicBoard
 from gaia_grpc.raft.messages import AppendRequest, Envelope, StateChecksum
 from gaia_grpc.raft.types import Entry, EntryId, EntryKind, Index, SnapshotMeta, Term
 from gaia_grpc.state.machine import StateMachine
+from gaia_grpc.state.topics import ALERTS
 
 APPLY_SLICE_NS = 2_000_000
 """After this long the loop gets its turn, so that a long catch-up delays no heartbeat."""
@@ -55,6 +56,8 @@ class Applier:
         """The configuration in force at the applied index."""
         self.restored_index = 0
         """Of the snapshot that the state came out of."""
+        self.urgent_index = 0
+        """The last entry that brought an alert: people wait for it, at all peers."""
         self.restoring = False
         """A snapshot takes the place of the state: nothing is applied until it has."""
 
@@ -210,6 +213,8 @@ class Applier:
         touched = self.machine.take_touched()
         if touched:
             self.topics.touch(touched)
+            if ALERTS in touched:
+                self.urgent_index = applied_index
         while self._reads and self._reads[0][0] <= applied_index:
             future = heapq.heappop(self._reads)[2]
             if not future.done():

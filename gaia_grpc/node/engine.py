@@ -280,6 +280,7 @@ class Engine:
             if self.core.has_effects:
                 self._carry_out(self.core.take_effects())
             more = self.applier.run()
+            self._outbox.hurry(self.applier.urgent_index)
             if self.time.start_if_ready():
                 self._events.on_role_change(self._role_now())
                 more = True

@@ -75,6 +75,34 @@ async def test_heartbeats_read_rounds_and_votes_never_wait() -> None:
     assert sent == messages
 
 
+async def test_notice_of_an_urgent_entry_leaves_at_once_and_once() -> None:
+    sent = Sent()
+    outbox = Outbox(sent.take)
+    first = [append(peer, 1, commit=1, entries=2) for peer in (N2, N3)]
+    for envelope in first:
+        outbox.send(envelope)
+    early, late = append(N2, 3, commit=3), append(N3, 3, commit=3)
+    outbox.send(early)  # was held when the entry turned out to be urgent
+    assert sent == first
+    outbox.hurry(3)
+    outbox.send(late)
+    assert sent == [*first, early, late]
+    for peer in (N2, N3):  # told: nothing is urgent any more
+        outbox.send(append(peer, 3, commit=3))
+    outbox.hurry(3)
+    assert len(sent) == 4
+
+
+async def test_notice_that_does_not_reach_the_urgent_entry_waits() -> None:
+    sent = Sent()
+    outbox = Outbox(sent.take)
+    entries = append(N2, 1, commit=1, entries=2)
+    outbox.send(entries)
+    outbox.hurry(3)
+    outbox.send(append(N2, 3, commit=2))
+    assert sent == [entries]
+
+
 async def test_closed_outbox_sends_nothing_more() -> None:
     sent = Sent()
     outbox = Outbox(sent.take)
