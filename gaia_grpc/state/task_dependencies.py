@@ -34,8 +34,9 @@ from gaia_grpc.state.task_store import TaskStore
 
 DEPENDENTS_PER_ENTRY: Final = 1_000
 ENDED_TIMER = "task.ended"
-MOST_REASON_CHARACTERS: Final = 4_096
-"""A chain of failures repeats the first reason; it does not get longer without end."""
+MOST_REASON_CHARACTERS: Final = 1_024
+"""A chain of failures repeats the first reason, for a thousand dependents and theirs; all of it is
+with the first."""
 
 
 class TaskDependencies:
@@ -146,6 +147,7 @@ class TaskDependencies:
             if cause.state in OPEN_STATES:
                 return  # requeued meanwhile: its dependents wait on
             completed = cause.state == COMPLETED
+        reason = "" if completed else _reason(number, cause)
         dependents = self._store.extras.dependents_of(number)
         self._spent += len(dependents)
         for place in dependents:
@@ -155,7 +157,7 @@ class TaskDependencies:
             if completed:
                 self._satisfied(task, number)
             elif task.state == BLOCKED:
-                self._fail(task, number, cause)
+                self._fail(task, number, reason)
 
     def _satisfied(self, task: Task, number: int) -> None:
         self._store.satisfied(task, number)
@@ -168,11 +170,7 @@ class TaskDependencies:
         else:
             self._flow.enter(task)
 
-    def _fail(self, task: Task, number: int, cause: Task | None) -> None:
-        standing = "is no longer retained" if cause is None else f"is {state_name(cause.state)}"
-        reason = f"the dependency {task_id_of(number)} {standing}"
-        if cause is not None and cause.last_error:
-            reason = f"{reason}: {cause.last_error}"[:MOST_REASON_CHARACTERS]
+    def _fail(self, task: Task, number: int, reason: str) -> None:
         self._store.leave_queue(task, FAILED)
         self._store.extras.note_cause(task.number, number)
         self._store.note_error(task, reason)
@@ -209,6 +207,15 @@ class TaskDependencies:
         self._ended.extend(ended.numbers)
         self._completed.update(zip(ended.numbers, ended.completed, strict=True))
         self._set(ended.due_ms)
+
+
+def _reason(number: int, cause: Task | None) -> str:
+    """What a task that failed with this one says; one text for all of them."""
+    standing = "is no longer retained" if cause is None else f"is {state_name(cause.state)}"
+    reason = f"the dependency {task_id_of(number)} {standing}"
+    if cause is not None and cause.last_error:
+        reason = f"{reason}: {cause.last_error}"[:MOST_REASON_CHARACTERS]
+    return reason
 
 
 def dependency_failed(

@@ -8,7 +8,7 @@ import pytest
 from gaia.command.v1 import command_pb2
 from gaia.task.v1 import task_pb2
 
-from gaia_grpc.state.task_dependencies import DEPENDENTS_PER_ENTRY
+from gaia_grpc.state.task_dependencies import DEPENDENTS_PER_ENTRY, MOST_REASON_CHARACTERS
 from tests.state.harness import Log
 from tests.state.snapshot_checks import check_equal, restored, whole
 from tests.state.test_task_deadlines import kinds
@@ -223,6 +223,18 @@ def test_a_failure_goes_down_the_whole_chain_at_once(how: str) -> None:
     assert kinds(task) == ["ENQUEUED", "DEPENDENCY_FAILED", "DEAD_LETTERED"]
     assert log.task(ids[2]).last_error.startswith(f"the dependency {ids[1]} is FAILED: ")
     check_equal(log.machine, restored(whole(log.machine)))
+
+
+def test_a_thousand_dependents_share_one_short_reason() -> None:
+    log = Log()
+    root = log.enqueue()
+    ids = batch(log, *[{"depends_on": [root]}] * 1_000)
+    log.do(cancel_task={"task_id": root, "reason": "x" * 4_096})
+    store = log.tasks()._store
+    reasons = {id(store.existing(task_id).last_error) for task_id in ids}
+    assert len(reasons) == 1
+    assert len(log.task(ids[0]).last_error) == MOST_REASON_CHARACTERS
+    assert log.task(root).last_error == "x" * 4_096
 
 
 def test_a_blocked_task_can_be_called_off() -> None:

@@ -200,6 +200,23 @@ def test_lists_are_pages_with_filters() -> None:
     assert listed(**rest) == [ids[2]]
 
 
+def test_a_page_of_long_errors_fits_into_an_answer() -> None:
+    log = Log()
+    ids = [log.enqueue() for _ in range(1_000)]
+    for task_id in ids:
+        log.do(cancel_task={"task_id": task_id, "reason": "ü" * 4_096})
+    found: list[str] = []
+    page = log.ask(list_tasks={"page_size": 1_000}).list_tasks
+    while True:
+        assert page.ByteSize() < 4 << 20
+        found += [task.task_id for task in page.tasks]
+        if not page.next_page_token:
+            break
+        token = page.next_page_token
+        page = log.ask(list_tasks={"page_size": 1_000, "page_token": token}).list_tasks
+    assert found == ids
+
+
 def test_a_page_of_rare_tasks_ends_early_with_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task_queries, "EXAMINED_PER_PAGE", 10)
     log = Log()
