@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 
@@ -10,6 +11,8 @@ from gaia.metrics.v1 import metrics_pb2
 from gaia_grpc.client import gaps
 from gaia_grpc.client.clock import Clock
 from gaia_grpc.client.counters import MetricsCounters
+
+LOG = logging.getLogger("gaia_grpc.metrics")
 
 
 class Account:
@@ -25,6 +28,8 @@ class Account:
         self.gaps = gaps.GapLedger()
         self.settled_batches = 0
         self.last_refusal = ""
+        self._told: set[str] = set()
+        """Reasons that were logged: an app that goes on so is told once of each."""
         self._clock = clock
         self._spooled = spooled
         self._gap_noted = gap_noted
@@ -103,7 +108,9 @@ class Account:
             else:
                 return  # `end` has counted it as dropped already
             self.counters.settle(metrics, result)
-            self._note_refusals(message, result, now_ms)
+            news = self._note_refusals(message, result, now_ms)
+        for text in news:
+            LOG.warning("metrics of the app %r are refused: %s", message.app_name, text)
         self._tell_gaps()
 
     def _tell_gaps(self) -> None:
@@ -112,19 +119,29 @@ class Account:
 
     def _note_refusals(
         self, message: metrics_pb2.MetricBatch, result: metrics_pb2.BatchResult, now_ms: int
-    ) -> None:
-        """What was refused for good is missing: the next batch says so."""
+    ) -> list[str]:
+        """What was refused for good is missing: the next batch says so. Returns what is new."""
+        news: list[str] = []
         if result.status != metrics_pb2.BATCH_STATUS_REFUSED:
             self.counters.gaps_told += sum(mark.count for mark in message.omissions)
             for refusal in result.rejected:
-                self.last_refusal = refusal.reason
-                self._note_refused(message.metrics[refusal.index], refusal.reason, now_ms)
+                metric = message.metrics[refusal.index]
+                self._note_refused(metric, refusal.reason, now_ms)
+                news += self._new_reason(refusal.reason, f"type {metric.metric_type[:40]!r}")
         elif message.metrics:
             # Marks of a batch with nothing else are not told again: they are what was refused.
-            self.last_refusal = result.reason
+            news += self._new_reason(result.reason, result.message)
             self.gaps.add_omissions(message.omissions)
             for metric in message.metrics:
                 self._note_refused(metric, result.reason, now_ms)
+        return news
+
+    def _new_reason(self, reason: str, detail: str) -> list[str]:
+        self.last_refusal = reason
+        if reason in self._told:
+            return []
+        self._told.add(reason)
+        return [f"{reason} ({detail})"]
 
     def _note_refused(self, metric: metrics_pb2.Metric, reason: str, now_ms: int) -> None:
         bad_type = reason == "TYPE_INVALID"

@@ -51,7 +51,8 @@ def parse_targets(targets: str | Iterable[str]) -> tuple[str, ...]:
         raise ConfigError("no peer address was given")
     for address in addresses:
         host, colon, port = address.rpartition(":")
-        if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
+        whole = not set(host) & set(" ;/") and (":" not in host or host.startswith("["))
+        if not (host and whole and colon and port.isdigit() and 0 < int(port) < 65536):
             raise ConfigError(f"not an address of the form host:port: {address}")
     return addresses
 

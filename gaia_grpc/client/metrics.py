@@ -30,6 +30,7 @@ from gaia_grpc.client.publisher import MetricsPublisher
 from gaia_grpc.client.resources import LINEARIZABLE, Consistency
 from gaia_grpc.client.spool import SPOOL_BYTES, Spool
 from gaia_grpc.client.streams import watch
+from gaia_grpc.errors import InvalidArgumentError
 
 
 class BufferOptions(TypedDict, total=False):
@@ -98,7 +99,12 @@ class MetricsApi:
             max_pending: metrics without an outcome beyond which new ones are dropped.
             urgent_types: metric types that seal their batch at once.
             spool: keeps batches on disk until they have an outcome; it is the source then.
+
+        Raises:
+            InvalidArgumentError: no student or no app was named.
         """
+        if not student_id or not app_name:
+            raise InvalidArgumentError(f"{'app_name' if student_id else 'student_id'} is required")
         self._buffers_made += 1
         number = self._buffers_made
         if spool is not None:

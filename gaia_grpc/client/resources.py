@@ -20,6 +20,7 @@ from gaia_grpc.client.connection import Connection
 from gaia_grpc.client.rpc_errors import to_gaia_error
 from gaia_grpc.client.streams import watch
 from gaia_grpc.client.watches import DEFAULT_INTERVAL_S, SessionWatch, watch_sessions
+from gaia_grpc.errors import InvalidArgumentError
 
 Consistency: TypeAlias = "common_pb2.Consistency.ValueType"
 LINEARIZABLE = common_pb2.CONSISTENCY_LINEARIZABLE
@@ -27,9 +28,16 @@ LOCAL = common_pb2.CONSISTENCY_LOCAL
 
 
 def duration(seconds: float) -> Duration:
-    """Seconds as a protobuf Duration, to the millisecond."""
+    """Seconds as a protobuf Duration, to the millisecond.
+
+    Raises:
+        InvalidArgumentError: they are no number.
+    """
     value = Duration()
-    value.FromMilliseconds(round(seconds * 1000))
+    try:
+        value.FromMilliseconds(round(seconds * 1000))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidArgumentError(f"{seconds!r} is no number of seconds") from error
     return value
 
 

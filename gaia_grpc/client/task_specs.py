@@ -31,6 +31,13 @@ def task_id_of(task: TaskRef) -> str:
     return task_id
 
 
+def task_ids_of(tasks: TaskRef | Iterable[TaskRef]) -> list[str]:
+    """The ids that are meant, of one task too: an id is no list of its letters."""
+    if isinstance(tasks, str | task_pb2.Task | task_pb2.EnqueueTaskResponse):
+        tasks = [tasks]
+    return [task_id_of(task) for task in tasks]
+
+
 def new_task(
     task_type: str,
     payload: Any = b"",
@@ -42,7 +49,7 @@ def new_task(
     max_retries: int | None = None,
     delay: float | None = None,
     deadline: float | None = None,
-    depends_on: Iterable[TaskRef] = (),
+    depends_on: TaskRef | Iterable[TaskRef] = (),
 ) -> task_pb2.NewTask:
     """One task of a batch; see `TasksApi.enqueue` for the arguments.
 
@@ -57,7 +64,7 @@ def new_task(
         max_retries=max_retries,
         delay=optional_duration(delay),
         deadline=optional_duration(deadline),
-        depends_on=[task_id_of(task) for task in depends_on],
+        depends_on=task_ids_of(depends_on),
     )
 
 

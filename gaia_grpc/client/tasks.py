@@ -17,6 +17,7 @@ from gaia_grpc.client.task_specs import (
     new_tasks,
     optional_duration,
     task_id_of,
+    task_ids_of,
 )
 
 MAX_ERROR_CHARACTERS = 4_096
@@ -40,7 +41,7 @@ class TasksApi(TaskReads):
         max_retries: int | None = None,
         delay: float | None = None,
         deadline: float | None = None,
-        depends_on: Iterable[TaskRef] = (),
+        depends_on: TaskRef | Iterable[TaskRef] = (),
         request_id: str = "",
         timeout: float | None = None,
     ) -> task_pb2.EnqueueTaskResponse:
@@ -70,7 +71,7 @@ class TasksApi(TaskReads):
             max_retries=max_retries,
             delay=optional_duration(delay),
             deadline=optional_duration(deadline),
-            depends_on=[task_id_of(task) for task in depends_on],
+            depends_on=task_ids_of(depends_on),
             request_id=request_id,
         )
         return await self._connection.call(

@@ -12,7 +12,7 @@ from gaia.metrics.v1 import metrics_pb2
 
 from gaia_grpc.client import MetricsBuffer
 from gaia_grpc.client import publisher as publisher_module
-from gaia_grpc.errors import UnavailableError
+from gaia_grpc.errors import InvalidArgumentError, UnavailableError
 from tests.client.conftest import Connect
 from tests.client.fake_peer import Context, FakePeer, refuse
 
@@ -280,6 +280,10 @@ async def test_one_refused_batch_does_not_take_the_others_with_it(
     assert [buffer.counters.rejected for buffer in buffers] == [0, 0, 1, 0]
     assert [buffer.counters.acknowledged for buffer in buffers] == [1, 1, 0, 1]
     assert buffers[2].last_refusal == "INVALID_ARGUMENT"
+    with pytest.raises(InvalidArgumentError, match="student_id is required"):
+        client.metrics.buffer(student_id="", app_name="a")
+    with pytest.raises(InvalidArgumentError, match="app_name is required"):
+        client.metrics.buffer(student_id="first", app_name="")
     assert len(store.metrics()) == 3
 
 

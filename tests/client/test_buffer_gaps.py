@@ -72,7 +72,7 @@ async def test_marks_go_out_by_themselves_where_nothing_more_is_recorded(
 
 
 async def test_refused_metrics_are_told_as_missing_and_refused_marks_only_once(
-    peers: Peers, connect: Connect
+    peers: Peers, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def publish(request: Request, context: Context) -> Response:
         batch = request.batches[0]
@@ -98,6 +98,11 @@ async def test_refused_metrics_are_told_as_missing_and_refused_marks_only_once(
     assert buffer.counters.rejected == 2
     assert buffer.counters.gaps_told == 0
     assert buffer.last_refusal == "TYPE_INVALID"
+    told = [record.getMessage() for record in caplog.records if record.name == "gaia_grpc.metrics"]
+    assert told == [
+        "metrics of the app 'a' are refused: VALUE_NOT_FINITE (type 'score')",
+        "metrics of the app 'a' are refused: TYPE_INVALID (type 'not a type')",
+    ]
     assert_adds_up(buffer)
 
 

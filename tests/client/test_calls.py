@@ -380,7 +380,10 @@ async def test_overload_that_lasts_ends_as_overload(peers: Peers, connect: Conne
         await client.tasks.enqueue("grade", timeout=0.3)
 
 
-@pytest.mark.parametrize("targets", ["", "localhost", "localhost:", ":1", "h:0", "h:70000", [" "]])
+@pytest.mark.parametrize(
+    "targets",
+    ["", "localhost", "localhost:", ":1", "h:0", "h:70000", [" "], "a:1;b:2", "http://a:1"],
+)
 def test_malformed_addresses_are_refused(targets: str | list[str]) -> None:
     with pytest.raises(ConfigError):
         parse_targets(targets)
@@ -388,6 +391,7 @@ def test_malformed_addresses_are_refused(targets: str | list[str]) -> None:
 
 def test_addresses_are_kept_in_order_and_once() -> None:
     assert parse_targets("b:2, a:1,b:2") == ("b:2", "a:1")
+    assert parse_targets("[::1]:1") == ("[::1]:1",)
 
 
 async def test_a_closed_client_says_so(peers: Peers) -> None:

@@ -262,6 +262,11 @@ async def test_dependencies_are_named_by_what_enqueueing_returned(
     assert not peers[0].of("EnqueueTask")[0].HasField("deadline")
     with pytest.raises(InvalidArgumentError, match="no id"):
         await client.tasks.enqueue("grade", depends_on=[task_pb2.Task()])
+    for one in ("t1", first, first.task):  # and not "t" and "1"
+        assert list(new_task("grade", depends_on=one).depends_on) == ["t1"]
+    for delay in ("10s", float("nan"), float("inf")):
+        with pytest.raises(InvalidArgumentError, match="is no number of seconds"):
+            await client.tasks.enqueue("grade", delay=delay)  # type: ignore[arg-type]  # on purpose
     task = new_task("grade", {"a": 1}, codec=JSON, depends_on=["#0"], delay=0)
     assert (task.payload, list(task.depends_on)) == (b'{"a":1}', ["#0"])
     assert task.HasField("delay")
