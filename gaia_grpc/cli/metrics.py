@@ -107,10 +107,10 @@ def get_history(
     if json_output:
         print_json(found)
         return
-    print_table(
-        ("END (log time, UTC)", "REVISION", *FIGURES),
+    _print_figures(
+        ("END (log time, UTC)", "REVISION"),
         (
-            (moment_text(window.aggregate.window_end_ms), window.revision, *_figures(metric))
+            ((moment_text(window.aggregate.window_end_ms), window.revision), metric)
             for window in found.windows
             for metric in window.aggregate.metrics
         ),
@@ -151,10 +151,10 @@ def watch_classroom(
 
 
 def _show(aggregates: Iterable[metric_messages.Aggregate], empty: str) -> None:
-    print_table(
-        ("STUDENT", "APP", *FIGURES),
+    _print_figures(
+        ("STUDENT", "APP"),
         (
-            (aggregate.student_id, aggregate.app_name, *_figures(metric))
+            ((aggregate.student_id, aggregate.app_name), metric)
             for aggregate in aggregates
             for metric in aggregate.metrics
         ),
@@ -162,7 +162,26 @@ def _show(aggregates: Iterable[metric_messages.Aggregate], empty: str) -> None:
     )
 
 
+def _print_figures(
+    columns: tuple[str, ...],
+    rows: Iterable[tuple[tuple[object, ...], metric_messages.MetricAggregate]],
+    empty: str,
+) -> None:
+    """A line a metric; what is known to be missing gets a column where there is such."""
+    found = list(rows)
+    gaps = any(metric.omitted_count for _, metric in found)
+    print_table(
+        (*columns, *FIGURES, *(("MISSING",) if gaps else ())),
+        (
+            (*head, *_figures(metric), *((metric.omitted_count,) if gaps else ()))
+            for head, metric in found
+        ),
+        empty,
+    )
+
+
 def _figures(metric: metric_messages.MetricAggregate) -> tuple[object, ...]:
-    """The columns of `FIGURES`."""
+    """The columns of `FIGURES`; without a single measurement there are no figures."""
     values = (metric.sum, metric.mean, metric.min, metric.max, metric.p50, metric.p95)
-    return (metric.metric_type, metric.count, *(f"{value:.6g}" for value in values))
+    texts = (f"{value:.6g}" if metric.count else "-" for value in values)
+    return (metric.metric_type, metric.count, *texts)

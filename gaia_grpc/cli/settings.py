@@ -48,8 +48,15 @@ def list_settings(
 
 def _default_text(value: str, default: str) -> str:
     """The default where the value differs from it; `60s` is what `1m` is."""
-    same = value == default or (_length_ms(value) or -1) == _length_ms(default)
-    return "" if same else default
+    return "" if _measure(value) == _measure(default) else default
+
+
+def _measure(text: str) -> float | str:
+    """What two texts of one value share: `60s` and `1m`, `0` and `0.0`."""
+    length_ms = _length_ms(text)
+    if length_ms is not None:
+        return length_ms
+    return float(text) if re.fullmatch(r"\d+(?:\.\d+)?", text) else text
 
 
 def _length_ms(text: str) -> float | None:

@@ -32,11 +32,11 @@ def show_task(task: task_messages.Task, json_output: bool) -> None:
             ("state", enum_word(task_pb2.TaskState.Name, task.state, "TASK_STATE")),
             ("priority", task.priority),
             ("affinity", task.affinity),
-            ("retries", f"{task.retry_count} of {task.max_retries}"),
+            ("retries", retries_text(task, " of ")),
             ("claimed by", task.claimed_by or "-"),
             ("claim token", task.claim_token or "-"),
             *_optional_rows(task),
-            ("payload", bytes_text(task.payload) or "-"),
+            *([("payload", bytes_text(task.payload))] if task.payload else []),
             ("result", bytes_text(task.result) or "-"),
             ("last error", _error_text(task.last_error_type, task.last_error)),
         ),
@@ -58,6 +58,11 @@ def show_task(task: task_messages.Task, json_output: bool) -> None:
             ),
             "",
         )
+
+
+def retries_text(task: task_messages.Task, between: str) -> str:
+    """Retries made and allowed: the attempt after the last one allowed fails and is none."""
+    return f"{min(task.retry_count, task.max_retries)}{between}{task.max_retries}"
 
 
 def _optional_rows(task: task_messages.Task) -> list[tuple[str, object]]:

@@ -28,7 +28,7 @@ from gaia_grpc.cli.output import (
     print_json,
     print_table,
 )
-from gaia_grpc.cli.task_view import show_task
+from gaia_grpc.cli.task_view import retries_text, show_task
 from gaia_grpc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="The task queue.", cls=ListByDefault, rich_markup_mode=None)
 app.add_typer(task_policies.app, name="policy")
 
+STATES = "pending, scheduled, blocked, claimed, completed, failed or cancelled"
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK_ID")]
 
 
@@ -46,7 +47,7 @@ def list_tasks(
         str,
         typer.Option(
             "--state",
-            help="pending, scheduled, blocked, claimed, completed, failed or cancelled.",
+            help=f"{STATES}.",
         ),
     ] = "",
     task_type: Annotated[str, typer.Option("--type", help="Only of this type.")] = "",
@@ -73,7 +74,7 @@ def list_tasks(
                 enum_word(task_pb2.TaskState.Name, task.state, "TASK_STATE"),
                 task.priority,
                 task.affinity,
-                f"{task.retry_count}/{task.max_retries}",
+                retries_text(task, "/"),
                 task.claim_token or "-",
                 task.claimed_by or "-",
             )
@@ -131,7 +132,7 @@ def explain_assignment(
         return
     print(f"{found.task.task_id} is {found.explanation}\n")
     print_table(
-        ("SCORE", "FREE", "ELIGIBLE", "SESSION", "NAME", "WHY"),
+        ("AFFINITY", "FREE", "ELIGIBLE", "SESSION", "NAME", "WHY"),
         (
             (
                 f"{one.affinity_score:.1f}",
@@ -286,7 +287,7 @@ def _state(word: str) -> task_messages.TaskState.ValueType:
     try:
         return task_pb2.TaskState.Value(f"TASK_STATE_{(word or 'unspecified').upper()}")
     except ValueError as error:
-        raise ConfigError(f"--state: there is no state {word!r}") from error
+        raise ConfigError(f"--state: {word!r} is none of {STATES}") from error
 
 
 def _watched_cells(task: task_messages.Task) -> tuple[object, ...]:
@@ -297,7 +298,7 @@ def _watched_cells(task: task_messages.Task) -> tuple[object, ...]:
         task.task_id,
         enum_word(task_pb2.TaskState.Name, task.state, "TASK_STATE") if retained else "purged",
         task.task_type,
-        f"{task.retry_count}/{task.max_retries}",
+        retries_text(task, "/"),
         task.claim_token or "-",
         task.claimed_by or "-",
         task.last_error,

@@ -193,6 +193,7 @@ def test_an_assignment_is_explained(gaia: Gaia) -> None:
     task_id = gaia("tasks", "enqueue", "cli.explain", "--affinity", "x.art")[1].split()[0]
     _, out, _ = gaia("tasks", "explain", task_id)
     assert out.startswith(f"{task_id} is pending; none of ")
+    assert re.search("^AFFINITY +FREE +ELIGIBLE +", out, re.M)
     assert re.search(
         rf"^0\.0 +1 +no +{session_id} +cli-explained +specialty math does not match x\.art; ",
         out, re.M,
@@ -225,6 +226,25 @@ def test_metrics_and_alerts(gaia: Gaia) -> None:
     assert gaia("metrics", "list", "nowhere")[1].startswith("no metrics of classroom nowhere")
 
 
+def test_what_is_missing_has_a_column(gaia: Gaia) -> None:
+    batch = {
+        "sourceId": "cli-gaps",
+        "sourceEpoch": "1",
+        "sequence": "1",
+        "classroomId": "cli-gaps",
+        "studentId": "cli-finn",
+        "appName": "math",
+        "metrics": [{"metricType": "keypress", "value": 1}],
+        "omissions": [{"metricType": "keypress", "count": 3}, {"metricType": "blur", "count": 2}],
+    }
+    answer(gaia, "call", "MetricsService/PublishMetrics", json.dumps({"batches": [batch]}))
+    for command in (("list", "cli-gaps"), ("get", "cli-finn", "math")):
+        shown = gaia("metrics", *command)[1]
+        assert re.search(r" P95 +MISSING$", shown, re.M)
+        assert re.search(r"^cli-finn +math +keypress +1 +1 .* 3$", shown, re.M)
+        assert re.search(r"^cli-finn +math +blur +0 +- .* - +2$", shown, re.M)
+
+
 def test_past_windows(gaia: Gaia) -> None:
     for sequence, time_ms in enumerate((1_700_000_000_000, 1_700_000_500_000), start=1):
         batch = {
@@ -242,6 +262,7 @@ def test_past_windows(gaia: Gaia) -> None:
     table = gaia(*ask)[1]
     assert re.search(r"^END \(log time, UTC\) +REVISION +METRIC +COUNT ", table, re.M)
     assert re.search(r"^2023-11-14 22:15:00 +0 +error +5 +5 +1 ", table, re.M)
+    assert "MISSING" not in table
     (window,) = answer(gaia, *ask, "--json")["windows"]
     assert window["aggregate"]["windowEndMs"] == "1700000100000"
     assert gaia("metrics", "history", "nobody", "math")[1] == "no past windows of nobody in math\n"
@@ -296,7 +317,9 @@ def test_dead_letters_are_listed_and_requeued_by_the_kind_of_their_error(gaia: G
     assert [task["taskId"] for task in found] == late
     cut = gaia("tasks", "dead", "--type", "cli.dead", "--limit", "2")
     assert cut[2].startswith("showing 2, more exist")
-    assert "ValueError: the model said no" in gaia("tasks", "get", wrong)[1]
+    once = gaia("tasks", "get", wrong)[1]
+    assert "ValueError: the model said no" in once
+    assert re.search(r"^retries +0 of 0$", once, re.M)  # one attempt failed, none was a retry
     requeue = ["tasks", "requeue", "--failed", "--type", "cli.dead", "--error-type", "Timeout"]
     assert gaia(*requeue)[1] == "requeued 2 of 2 tasks\n"
     assert wrong in gaia("tasks", "dead", "--type", "cli.dead")[1]
@@ -312,6 +335,7 @@ def test_dead_letters_are_listed_and_requeued_by_the_kind_of_their_error(gaia: G
         (["requeue"], "name the tasks, or all dead letters with --failed"),
         (["requeue", "t-1", "--failed"], "not both"),
         (["requeue", "t-1", "--error-type", "E"], "go with --failed"),
+        (["list", "--state", "done"], "'done' is none of pending, scheduled, "),
         (["enqueue", "grade", "--deadline", "soon"], "--deadline: 'soon' is no duration"),
         (["policy", "put", "grade", "--retention", "1"], "--retention: '1' is no duration"),
     ],
@@ -413,6 +437,7 @@ def test_settings_are_shown_and_changed(gaia: Gaia) -> None:
     )
     assert re.search(r"^task.max_retries +4 +3 +", gaia("settings")[1], re.M)
     assert re.search(r"^task.max_wait +1m +Longest", gaia("settings")[1], re.M)  # default: 60s
+    assert re.search(r"^task.retry_jitter +0.0 +Share", gaia("settings")[1], re.M)  # default: 0
     assert gaia("settings", "set", "task.max_retries=3", "task.retry_base=1s")[0] == 0
     code, _, err = gaia("settings", "set", "task.max_retries=many")
     assert code == 1
