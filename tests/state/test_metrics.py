@@ -143,6 +143,7 @@ def test_an_unknown_window_is_not_found() -> None:
         ask = {"student_id": student, "app_name": app, "timeline_id": timeline}
         refusal = lesson.query(get_aggregate=ask).refusal
         assert refusal.kind == command_pb2.REFUSAL_KIND_NOT_FOUND
+        assert student not in refusal.message  # which is logged, and logs outlive a deletion
 
 
 def test_types_without_a_metric_for_long_are_forgotten() -> None:
