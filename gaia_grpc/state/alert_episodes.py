@@ -20,13 +20,12 @@ from gaia.alert.v1 import alert_pb2
 
 from gaia_grpc.state.agenda import Agenda
 from gaia_grpc.state.alert_care import AlertCare
-from gaia_grpc.state.alert_model import ModelLooks
+from gaia_grpc.state.alert_model import AnyEstimate, ModelLooks
 from gaia_grpc.state.alert_record import AlertRecord
 from gaia_grpc.state.alert_store import LIFE_LEVEL, AlertStore, Change
 from gaia_grpc.state.alert_text import is_pushed
 from gaia_grpc.state.channels import ERROR_TYPES
 from gaia_grpc.state.context import Context
-from gaia_grpc.state.detector import Estimate
 from gaia_grpc.state.episodes import Episode, EpisodeKey, Episodes, next_tick
 from gaia_grpc.state.pattern_rules import (
     GROUPS,
@@ -38,6 +37,7 @@ from gaia_grpc.state.pattern_rules import (
 )
 from gaia_grpc.state.patterns import Finding, assess
 from gaia_grpc.state.snapshot import Part, records_section
+from gaia_grpc.state.struggle import Estimate
 from gaia_grpc.state.timelines import Key, Timeline
 from gaia_grpc.state.windows import StudentWindow
 
@@ -105,7 +105,7 @@ class AlertEpisodes:
         for finding in find(window, touched, self._limits):
             opened = self._found(timeline, key, window, finding) or opened
         if opened:
-            self._mix(timeline, key)
+            self._mix(timeline, key, window)
         self._model.look(timeline, key, window)
 
     def end_timeline(self, timeline: Timeline) -> None:
@@ -174,8 +174,10 @@ class AlertEpisodes:
             episode = None
         if episode is None:
             alert = self._new_alert(timeline, key, window, finding.at_ms)
+            alert.pattern = finding.pattern
+            alert.severity = alert_pb2.Severity.ValueType(finding.severity)
             estimate = self._estimate(timeline, key, window, finding)
-            self._model.describe(alert, finding, estimate, self._limits.window_ms)
+            self._model.describe(alert, [finding], estimate, self._limits.window_ms)
             self._open(episode_key, alert, finding.severity, timeline, finding.hold_until_ms)
             return True
         self._episodes.frozen.changing(episode.number)
@@ -186,10 +188,10 @@ class AlertEpisodes:
             severity = max(self._own(episode), record.severity)
             if severity > record.severity:
                 estimate = self._estimate(timeline, key, window, finding)
-                self._rewrite(record, episode, finding, estimate, severity)
+                self._rewrite(record, episode, [finding], estimate, severity)
         return False
 
-    def _mix(self, timeline: Timeline, key: Key) -> None:
+    def _mix(self, timeline: Timeline, key: Key, window: StudentWindow) -> None:
         """Two groups at once: the most severe of their alerts rises, once."""
         standing = self._open_patterns(timeline.timeline_id, key)
         if len(standing) < 2 or any(episode.mixed for episode in standing):
@@ -200,13 +202,20 @@ class AlertEpisodes:
             return
         self._episodes.frozen.changing(worst.number)
         worst.mixed = True
-        others = [self._store.records[each.number].message().pattern for each in standing
-                  if each is not worst]  # fmt: skip
-        alert = record.message()
-        alert.explanation = f"{alert.explanation}; at once with {', '.join(others)}"
-        alert.pattern = MIXED_STRUGGLE
-        alert.severity = alert_pb2.Severity.ValueType(record.severity + 1)
-        self._emit(record, worst, alert, alert_pb2.ALERT_CHANGE_SEVERITY_RAISED)
+        findings = self._standing(timeline, key, window, worst)
+        estimate = self._model.estimate(window, key[1], timeline.clock_ms)
+        self._rewrite(record, worst, findings, estimate, record.severity + 1)
+
+    def _standing(
+        self, timeline: Timeline, key: Key, window: StudentWindow, first: Episode
+    ) -> list[Finding]:
+        """What the patterns with open alerts find by now, that of one episode first."""
+        now_ms = self._store.clock_ms(timeline.timeline_id)
+        from_ms = now_ms - self._limits.window_ms + 1
+        touched = [(metric_type, from_ms, now_ms) for metric_type in sorted(window.series)]
+        groups = {episode.key[3] for episode in self._open_patterns(timeline.timeline_id, key)}
+        found = [each for each in find(window, touched, self._limits) if each.group in groups]
+        return sorted(found, key=lambda each: each.group != first.key[3])
 
     def _open_patterns(self, timeline_id: str, key: Key) -> list[Episode]:
         found = [self._episodes.get((timeline_id, *key, group)) for group in GROUPS]
@@ -256,9 +265,10 @@ class AlertEpisodes:
             if severity and window is not None and not self._is_quiet(timeline, key, severity):
                 at_ms = self._store.clock_ms(timeline_id)
                 alert = self._new_alert(timeline, key, window, at_ms)
-                if estimate is not None:
-                    self._model.describe(alert, None, estimate, self._limits.window_ms)
+                alert.pattern = STRUGGLE_GROUP
                 alert.severity = alert_pb2.Severity.ValueType(severity)
+                if estimate is not None:
+                    self._model.describe(alert, [], estimate, self._limits.window_ms)
                 self._open((timeline_id, *key, STRUGGLE_GROUP), alert, severity, timeline, at_ms)
             return
         if not severity and target.key[3] == STRUGGLE_GROUP:
@@ -268,7 +278,10 @@ class AlertEpisodes:
         record = self._store.records[target.number]
         wanted = max(self._own(target), severity)
         if wanted != record.severity:
-            self._rewrite(record, target, None, estimate, wanted)
+            findings = []
+            if window is not None and target.key[3] != STRUGGLE_GROUP:
+                findings = self._standing(timeline, key, window, target)
+            self._rewrite(record, target, findings, estimate, wanted)
         elif severity >= MEDIUM:
             alert = record.message()
             if not alert.pushed and not record.push_wait:
@@ -292,7 +305,7 @@ class AlertEpisodes:
 
     def _estimate(
         self, timeline: Timeline, key: Key, window: StudentWindow, finding: Finding
-    ) -> Estimate:
+    ) -> AnyEstimate:
         # A device's clock may be ahead of its sent_at_ms by a little: the finding counts.
         return self._model.estimate(window, key[1], max(timeline.clock_ms, finding.at_ms))
 
@@ -331,18 +344,20 @@ class AlertEpisodes:
         self,
         record: AlertRecord,
         episode: Episode,
-        finding: Finding | None,
-        estimate: Estimate | None,
+        findings: Sequence[Finding],
+        estimate: AnyEstimate | None,
         severity: int,
     ) -> None:
         """The alert is as severe as that now, and says why."""
         alert = record.message()
         raised = severity > record.severity
-        if estimate is not None:
-            self._model.describe(alert, finding, estimate, self._limits.window_ms)
+        alert.severity = alert_pb2.Severity.ValueType(severity)
+        if findings and findings[0].group == episode.key[3]:
+            alert.pattern = findings[0].pattern
         if episode.mixed:
             alert.pattern = MIXED_STRUGGLE
-        alert.severity = alert_pb2.Severity.ValueType(severity)
+        if estimate is not None:
+            self._model.describe(alert, findings, estimate, self._limits.window_ms)
         self._emit(
             record,
             episode,

@@ -38,7 +38,7 @@ class AlertsTable:
         self._agenda = Agenda(context)
         self._store = AlertStore(context, timelines, self._agenda, classrooms.teachers_of)
         self._care = AlertCare(context, self._store, classrooms, self._agenda)
-        self._model = ModelLooks(context)
+        self._model = ModelLooks(context, timelines, self._agenda)
         self._episodes = AlertEpisodes(context, self._store, self._care, self._agenda, self._model)
         self._interventions = Interventions(
             context, timelines, self._store, self._care, self._agenda, self._model
@@ -68,6 +68,7 @@ class AlertsTable:
             ),
             records,
             *self._episodes.parts,
+            *self._model.parts,
             *self._care.parts,
             *self._interventions.parts,
             *self._operational.parts,
@@ -103,6 +104,7 @@ class AlertsTable:
     def end_timeline(self, timeline: Timeline) -> None:
         """A timeline is forgotten: nothing more can end its episodes."""
         self._episodes.end_timeline(timeline)
+        self._model.end_timeline(timeline.timeline_id)
         self._care.end_timeline(timeline.timeline_id)
         self._agenda.forget_timeline(timeline.timeline_id)
 

@@ -25,6 +25,8 @@ OPEN, ACKNOWLEDGED, RESOLVED = (
 )
 FIVE = (40, 30, 20, 10, 0)
 NO_ESCALATION = ("alert.acknowledge_timeout", "0ms")
+NO_MODEL = ("detector.min_decisions", "1000")
+"""The model's own episodes: test_alert_model.py."""
 
 
 def acknowledge(lesson: Lesson, alert_id: str, teacher: str = "tea") -> alert_pb2.Alert:
@@ -95,7 +97,7 @@ def test_errors_over_several_batches_raise_one_alert_step_by_step() -> None:
 
 
 def test_an_alert_says_what_it_saw_and_how_sure_it_is() -> None:
-    lesson = Lesson()
+    lesson = Lesson(level=2)
     lesson.publish([("correct", 1, lesson.now_ms - 100_000)] * 2)
     lesson.errors(*FIVE)
     (alert,) = lesson.alerts()
@@ -115,7 +117,7 @@ def test_an_alert_says_what_it_saw_and_how_sure_it_is() -> None:
 
 
 def test_nothing_right_and_half_errors_in_words() -> None:
-    lesson = Lesson(("alert.errors_window", "90s"), ("alert.critical_streak", "100"))
+    lesson = Lesson(("alert.errors_window", "90s"), ("alert.critical_streak", "100"), level=2)
     lesson.publish([("error", 2.5, lesson.now_ms - age * 1_000) for age in range(4)])
     (alert,) = lesson.alerts()
     assert alert.explanation.startswith(
@@ -174,7 +176,7 @@ def test_defect_16_an_alert_ends_when_the_errors_do() -> None:
 
 
 def test_new_errors_put_the_end_off() -> None:
-    lesson = Lesson(NO_ESCALATION)
+    lesson = Lesson(NO_ESCALATION, NO_MODEL)
     lesson.errors(*FIVE)
     for _ in range(5):
         lesson.advance(19_000)
@@ -186,7 +188,7 @@ def test_new_errors_put_the_end_off() -> None:
 
 
 def test_old_errors_that_come_late_open_an_alert_for_at_least_the_exit_time() -> None:
-    lesson = Lesson()
+    lesson = Lesson(NO_MODEL)
     lesson.errors(250, 249, 248)
     lesson.advance(59_999)
     assert lesson.alerts()[0].state == OPEN
@@ -240,7 +242,7 @@ def test_apps_and_students_have_alerts_of_their_own() -> None:
 
 
 def test_changed_settings_hold_for_open_alerts() -> None:
-    lesson = Lesson()
+    lesson = Lesson(NO_MODEL)
     lesson.errors(2, 1, 0)
     lesson.errors(2, 1, 0, timeline_id="t", sent_at_ms=60_000)
     changes = [

@@ -100,7 +100,7 @@ def test_an_alert_lives_on_across_a_restore() -> None:
     events goes on."""
     ends = []
     for restore in (False, True):
-        lesson = Lesson(("alert.acknowledge_timeout", "0ms"))
+        lesson = Lesson(("alert.acknowledge_timeout", "0ms"), ("detector.min_decisions", "1000"))
         lesson.errors(0, 1, 2)
         if restore:
             lesson.machine = restored(whole_snapshot(lesson.machine))
