@@ -17,8 +17,9 @@ bits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from gaia_grpc.state.detector import logistic
 from gaia_grpc.state.features import FAILURE, FEATURES, Reading, read
@@ -67,18 +68,70 @@ class Estimate:
     failing: bool
     """Whether failure is one of them."""
     streak: float
-    parts: tuple[Part, ...]
-    """In the order of the features; only those that the model weighs."""
     windows: int
     """Past windows in the student's own level."""
+    owns: tuple[float, ...]
+    """The student's own level of each feature that the model weighs."""
+    contributions: tuple[float, ...]
+    """What each of them added to the log-odds."""
+
+    @property
+    def parts(self) -> list[Part]:
+        """The features that the model weighs, in their order."""
+        weights = self.model.weights
+        places = [at for at, each in enumerate(weights) if each.now > 0 or each.level > 0]
+        found = []
+        for at, own, contribution in zip(places, self.owns, self.contributions, strict=True):
+            value, mean = self.reading.values[at], weights[at].mean
+            shown = mean if value is None else value
+            found.append(Part(weights[at].feature, shown, mean, own, contribution))
+        return found
+
+
+class Term(NamedTuple):
+    """One feature of a model, as an evaluation needs it."""
+
+    at: int
+    mean: float
+    deviation: float
+    now: float
+    level: float
+    raising: bool
+    only_active: bool
+    group: int
+    """A bit."""
+
+
+_GROUPS: Final = tuple(dict.fromkeys(feature.group for feature in FEATURES))
+_FAILURE_BIT: Final = 1 << _GROUPS.index(FAILURE)
+
+
+def _terms(model: Model) -> tuple[Term, ...]:
+    """Those with a weight."""
+    return tuple(
+        Term(
+            at=at,
+            mean=weight.mean,
+            deviation=weight.deviation,
+            now=weight.now,
+            level=weight.level,
+            raising=name in ONLY_RAISING,
+            only_active=name in ONLY_ACTIVE,
+            group=1 << _GROUPS.index(group),
+        )
+        for at, (weight, (name, group)) in enumerate(zip(model.weights, FEATURES, strict=True))
+        if weight.now > 0 or weight.level > 0
+    )
 
 
 class Detector:
     """The models in use and their limits, as the settings say."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._math = MODELS[settings.text("detector.model_math")]
-        self._default = MODELS[settings.text("detector.model_default")]
+    def __init__(self, settings: Settings, models: Mapping[str, Model] = MODELS) -> None:
+        """`models`: by version; others than the shipped ones where a model is being judged."""
+        self._math = models[settings.text("detector.model_math")]
+        self._default = models[settings.text("detector.model_default")]
+        self._terms = {each.version: _terms(each) for each in (self._math, self._default)}
         self._every_ms = settings.milliseconds("detector.evaluate_every")
         self._min_decisions = settings.integer("detector.min_decisions")
         self._min_activity_ms = settings.milliseconds("detector.min_activity")
@@ -121,36 +174,34 @@ class Detector:
     def evaluate(self, window: StudentWindow, app_name: str, end_ms: int) -> Estimate:
         """The model on the 5 minutes that end at `end_ms`; changes nothing that is state."""
         model = self.model_of(app_name)
+        terms = self._terms[model.version]
         reading = read(window, end_ms)
-        level = window.level or Level()
+        level = window.level
         odds = model.intercept
-        parts: list[Part] = []
-        groups: set[str] = set()
+        owns: list[float] = []
+        contributions: list[float] = []
+        groups = 0
         available = total = 0.0
-        for at, (weight, value, (name, group)) in enumerate(
-            zip(model.weights, reading.values, FEATURES, strict=True)
-        ):
-            own = level.mean(at, weight.mean)
-            contribution = weight.level * _z(own, weight.mean, weight.deviation)
-            if value is not None:
-                z = _z(value, weight.mean, weight.deviation)
-                if name in ONLY_RAISING:
-                    z = max(z, 0.0)
-                elif not reading.active and name in ONLY_ACTIVE:
-                    z = min(z, 0.0)
-                contribution += weight.now * z
-                if z >= SPEAKS and weight.now > 0 and reading.coverage >> at & 1:
-                    groups.add(group)
-            total += weight.now
-            if reading.coverage >> at & 1:
-                available += weight.now
+        for at, mean, deviation, now, weight, raising, only_active, group in terms:
+            own = level.mean(at, mean) if level is not None else mean
+            contribution = weight * min(max((own - mean) / deviation, Z_LOW), Z_HIGH)
+            value = reading.values[at]
+            present = reading.coverage >> at & 1
+            if value is not None and now > 0:
+                z = min(max((value - mean) / deviation, Z_LOW), Z_HIGH)
+                if (z < 0 and raising) or (z > 0 and only_active and not reading.active):
+                    z = 0.0
+                contribution += now * z
+                if z >= SPEAKS and present:
+                    groups |= group
+            total += now
+            if present:
+                available += now
             odds += contribution
-            if weight.now > 0 or weight.level > 0:
-                shown = weight.mean if value is None else value
-                parts.append(Part(name, shown, weight.mean, own, contribution))
-        failing = FAILURE in groups and reading.wrong > 0
-        if not failing:
-            groups.discard(FAILURE)
+            owns.append(own)
+            contributions.append(contribution)
+        if reading.wrong <= 0:
+            groups &= ~_FAILURE_BIT
         known = reading.decisions + reading.hints
         troubled = reading.wrong > 0 or reading.hints > 0
         return Estimate(
@@ -163,11 +214,12 @@ class Detector:
                 and reading.activity_ms >= self._min_activity_ms
                 and troubled
             ),
-            groups=len(groups),
-            failing=failing,
+            groups=groups.bit_count(),
+            failing=groups & _FAILURE_BIT > 0,
             streak=reading.streak,
-            parts=tuple(parts),
-            windows=level.count,
+            windows=level.count if level is not None else 0,
+            owns=tuple(owns),
+            contributions=tuple(contributions),
         )
 
     def _confidence(self, model: Model, reading: Reading, p: float, *, troubled: bool) -> float:
@@ -182,10 +234,6 @@ class Detector:
         if not known and not reading.wrong:
             confidence = min(confidence, self._typing_cap)
         return round(confidence * MICRO) / MICRO
-
-
-def _z(value: float, mean: float, deviation: float) -> float:
-    return min(max((value - mean) / deviation, Z_LOW), Z_HIGH)
 
 
 def calibrate(model: Model, value: float) -> float:

@@ -16,11 +16,10 @@ from gaia_grpc.state.features import FEATURES, OTHER, TYPING, WINDOW_MS, Reading
 from gaia_grpc.state.packing import MICRO
 from gaia_grpc.state.pattern_rules import (
     CORRECTIONS_GROUP,
-    ERRORS_GROUP,
     HESITATION_GROUP,
     PERFORMANCE_GROUP,
 )
-from gaia_grpc.state.patterns import Finding
+from gaia_grpc.state.patterns import ERRORS_GROUP, Finding
 from gaia_grpc.state.struggle import Estimate, Part
 
 SHOWN_PARTS: Final = 3
