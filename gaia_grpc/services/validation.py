@@ -133,10 +133,18 @@ def duration(most_ms: int, *, least_ms: int = 0) -> Rule:
     def check(value: Duration) -> str:
         milliseconds = value.seconds * 1000 + value.nanos // 1_000_000
         if not 0 <= value.nanos < 1_000_000_000 or not least_ms <= milliseconds <= most_ms:
-            return f"must be {least_ms} to {most_ms} ms"
+            return f"must be {_in_units(least_ms)} to {_in_units(most_ms)}"
         return ""
 
     return check
+
+
+def _in_units(milliseconds: int) -> str:
+    """In the largest unit that has a whole number: 2592000000 ms are `30d`."""
+    for unit, size_ms in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)):
+        if milliseconds and milliseconds % size_ms == 0:
+            return f"{milliseconds // size_ms}{unit}"
+    return f"{milliseconds}ms"
 
 
 def each(rule: Rule, most: int) -> Rule:

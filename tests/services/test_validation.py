@@ -21,7 +21,7 @@ from gaia_grpc.config import LimitsConfig
 from gaia_grpc.errors import FieldViolation, InvalidArgumentError
 from gaia_grpc.services.registry import NOT_SERVED, SERVICES
 from gaia_grpc.services.request_rules import build_rules, build_validator
-from gaia_grpc.services.validation import Items, Part, Validator, is_id, required_id, text
+from gaia_grpc.services.validation import Items, Part, Validator, duration, is_id, required_id, text
 from tests.support.served_peer import TIMEOUT_S, ServedPeer, failure_of
 
 LIMITS = LimitsConfig(
@@ -436,6 +436,21 @@ def test_no_ids(value: str) -> None:
 def test_a_type_without_rules_is_a_bug() -> None:
     with pytest.raises(KeyError):
         Validator({}).check(task_pb2.GetTaskRequest())
+
+
+@pytest.mark.parametrize(
+    ("least_ms", "most_ms", "told"),
+    [
+        (1, 30 * 86_400_000, "must be 1ms to 30d"),
+        (0, 60_000, "must be 0ms to 1m"),
+        (1_000, 3_600_000, "must be 1s to 1h"),
+        (50, 1_500, "must be 50ms to 1500ms"),
+    ],
+)
+def test_bounds_of_durations_are_told_as_people_write_them(
+    least_ms: int, most_ms: int, told: str
+) -> None:
+    assert duration(most_ms, least_ms=least_ms)(Duration(seconds=10**9)) == told
 
 
 async def test_all_violations_reach_the_client(peer: ServedPeer) -> None:
