@@ -60,7 +60,8 @@ class Client:
             client_id: scope of the request ids; fresh by default.
             timeout: default budget of a call in seconds, over all its attempts.
             attempt_timeout: default deadline of one attempt in seconds.
-            connect_timeout: seconds for the first answer.
+            connect_timeout: seconds for the first answer; 0 does not ask, for an app that starts
+                while no peer may be there, and the peers are found by its calls.
             clock: milliseconds; stamps metrics. By default the wall clock as it was at the start,
                 moved on by a clock that nobody sets.
 
@@ -75,6 +76,8 @@ class Client:
 
     async def open(self) -> Self:
         """Finds the peers; raises `UnavailableError` where none answers in time."""
+        if not self._connect_timeout:
+            return self
         try:
             await self.connection.discover(self._connect_timeout)
         except GaiaError:

@@ -318,6 +318,17 @@ async def test_nobody_there_is_an_error_that_names_the_addresses(connect: Connec
     assert "UNKNOWN" not in caught.value.message  # gRPC's inner words
 
 
+async def test_an_app_may_start_while_nobody_is_there(peers: Peers, connect: Connect) -> None:
+    dead = await FakePeer().start()
+    await dead.stop()
+    peers[0].answers["EnqueueTask"] = accept
+    client = await connect(dead, peers[0], connect_timeout=0)
+    assert client.metrics.buffer(student_id="ana", app_name="math").record("blur")
+    assert not peers[0].of("GetStatus")
+    await client.tasks.enqueue("grade")
+    assert len(peers[0].of("EnqueueTask")) == 1
+
+
 async def test_a_call_to_nobody_was_not_applied(peers: Peers, connect: Connect) -> None:
     a, b = peers
     client = await connect(a)
