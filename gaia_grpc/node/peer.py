@@ -24,6 +24,7 @@ from gaia_grpc.node.engine import Engine
 from gaia_grpc.node.events import EngineEvents
 from gaia_grpc.node.feature_levels import FeatureLevels, announced_level
 from gaia_grpc.node.handover import furthest_reachable
+from gaia_grpc.node.lost_peers import LostPeers
 from gaia_grpc.node.members import (
     Membership,
     decode_configuration,
@@ -106,6 +107,7 @@ class Peer:
         )
         self._promoter = Promoter(self.engine, tick_ms, patience_ticks)
         self._levels = FeatureLevels(self.engine, self.membership, tick_ms)
+        self._lost_peers = LostPeers(self.engine, self.membership, tick_ms)
         self._abdication = Abdication(
             self.engine,
             lambda: furthest_reachable(self.status()),
@@ -209,6 +211,7 @@ class Peer:
         self.snapshots.on_tick()
         self._promoter.on_tick()
         self._levels.on_tick()
+        self._lost_peers.on_tick()
         self._abdication.on_tick()
 
     def _end_streams_of_removed(self) -> None:

@@ -19,7 +19,7 @@ from gaia_grpc.state.alert_model import ModelLooks
 from gaia_grpc.state.alert_queries import AlertQueries
 from gaia_grpc.state.alert_store import AlertStore
 from gaia_grpc.state.classrooms import ClassroomTable
-from gaia_grpc.state.context import CommandHandler, Context, QueryHandler
+from gaia_grpc.state.context import PEER_LOST, CommandHandler, Context, QueryHandler
 from gaia_grpc.state.interventions import Interventions
 from gaia_grpc.state.operational_alerts import OperationalAlerts
 from gaia_grpc.state.pattern_rules import Touched
@@ -128,6 +128,10 @@ class AlertsTable:
         if not self._operational.resolve(record, body.teacher_id, body.note):
             self._episodes.resolve(record, body.teacher_id, body.note)
         return command_pb2.CommandResult(alert=record.message())
+
+    def lost_peers(self) -> tuple[str, ...]:
+        """Members with an open alert that they do not answer, sorted."""
+        return self._operational.subjects(PEER_LOST)
 
     def forget_student(self, student_id: str) -> tuple[int, int]:
         """Removes a student's alerts, episodes and interventions and empties their events; returns

@@ -43,6 +43,7 @@ class StateMachine:
         tables = build_tables(self._context, self._requests)
         self._tables, self._replays = tables.ordered, tables.replays
         self._student_data = tables.student_data
+        self._alerts = tables.alerts
         parts = list(self._requests.parts)
         for table in self._tables:
             self._commands.update(table.commands)
@@ -77,6 +78,14 @@ class StateMachine:
         """Index of the last command that deleted a student's data; 0 where there was none. A log
         up to it holds what the state must not hold any more."""
         return self._student_data.last_index
+
+    def lost_peers(self) -> tuple[str, ...]:
+        """Members with an open alert that they do not answer, sorted."""
+        return self._alerts.lost_peers()
+
+    def peer_lost_after_ms(self) -> int:
+        """After so long without an answer a member is lost."""
+        return self._context.settings.milliseconds("alert.peer_lost_after")
 
     def apply(self, index: int, kind: int, data: bytes) -> bytes:
         """Applies the next entry; returns a serialized CommandResult (empty for other kinds).

@@ -97,6 +97,10 @@ class OperationalAlerts:
         alert = record.message() if record is not None else alert_pb2.Alert()
         return command_pb2.CommandResult(alert=alert)
 
+    def subjects(self, pattern: str) -> tuple[str, ...]:
+        """What has an open alert of a pattern, sorted."""
+        return tuple(sorted([subject for name, subject in self._numbers if name == pattern]))
+
     def report(self, pattern: str, subject: str, *, over: bool = False) -> None:
         """Something happened to a thing, or is over."""
         if self._context.feature_level < LIFE_LEVEL:

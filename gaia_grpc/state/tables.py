@@ -28,6 +28,7 @@ class Tables(NamedTuple):
     replays: Mapping[str, Replay]
     """By command: how a kept outcome is told again where it is more than its bytes."""
     student_data: StudentDataTable
+    alerts: AlertsTable
 
 
 def build_tables(context: Context, requests: RequestTable) -> Tables:
@@ -47,4 +48,5 @@ def build_tables(context: Context, requests: RequestTable) -> Tables:
         (cluster, sessions, tasks, metrics, history, alerts, locks, classrooms, student_data),
         {"claim_tasks": tasks.claims, "acquire_lock": locks, "put_classroom": classrooms},
         student_data,
+        alerts,
     )

@@ -1,4 +1,4 @@
-"""Whose turn an alert is, when it is pushed, what a teacher does with it, and what comes of that."""
+"""Whose turn an alert is, when it is pushed, what a teacher does, and what comes of that."""
 
 from __future__ import annotations
 
