@@ -17,7 +17,7 @@ from gaia.command.v1 import query_pb2
 from gaia_grpc.errors import FailedPreconditionError, OutOfRangeError
 from gaia_grpc.node.api import ReadConsistency
 from gaia_grpc.services.ingress import Ingress, read
-from gaia_grpc.state.topics import ALERTS, classroom_alerts
+from gaia_grpc.state.topics import ALERTS, CLASSROOMS, classroom_alerts, teacher_alerts
 
 DEFAULT_INTERVAL_MS = 5_000
 EVENTS_PER_READ = 100
@@ -31,7 +31,7 @@ NOTHING_AFTER = 2**62
 class EventPage:
     """Events after a cursor as messages to send; `through_sequence` is the next cursor."""
 
-    version: int
+    version: tuple[int, int]
     messages: Sequence[alert_pb2.SubscribeAlertsResponse]
     through_sequence: int
     oldest_sequence: int
@@ -56,9 +56,7 @@ class AlertFeed:
         alert_filter = request.filter
         cursor = await self._start(request)
         interval_s = (request.progress_interval_ms or DEFAULT_INTERVAL_MS) / 1000
-        topic = ALERTS
-        if alert_filter.classroom_id:
-            topic = classroom_alerts(alert_filter.classroom_id)
+        topic = _topic(alert_filter)
         loop = asyncio.get_running_loop()
         yield self._progress(cursor)
         sent_s = loop.time()
@@ -117,7 +115,8 @@ class AlertFeed:
     async def _read(self, alert_filter: alert_pb2.AlertFilter, cursor: int) -> EventPage:
         """Events after the cursor, from this peer's state."""
         key = (alert_filter.SerializeToString(deterministic=True), cursor)
-        version = self._log.topic_version(ALERTS)
+        # A teacher's classrooms are those of the rosters now.
+        version = (self._log.topic_version(ALERTS), self._log.topic_version(CLASSROOMS))
         page = self._pages.get(key)
         if page is None or page.version != version:
             page = await self._fresh_page(alert_filter, cursor, version)
@@ -127,7 +126,7 @@ class AlertFeed:
         return page
 
     async def _fresh_page(
-        self, alert_filter: alert_pb2.AlertFilter, cursor: int, version: int
+        self, alert_filter: alert_pb2.AlertFilter, cursor: int, version: tuple[int, int]
     ) -> EventPage:
         query = query_pb2.Query(
             alert_events=query_pb2.AlertEventsQuery(
@@ -155,6 +154,15 @@ class AlertFeed:
         return alert_pb2.SubscribeAlertsResponse(
             through_sequence=cursor, cluster_id=self._log.status().cluster_id
         )
+
+
+def _topic(wanted: alert_pb2.AlertFilter) -> str:
+    """The narrowest topic that every matching event touches."""
+    if wanted.classroom_id:
+        return classroom_alerts(wanted.classroom_id)
+    if wanted.teacher_id:
+        return teacher_alerts(wanted.teacher_id)
+    return ALERTS
 
 
 def _out_of_range(message: str, bounds: query_pb2.AlertEventsResult) -> OutOfRangeError:

@@ -90,7 +90,7 @@ def test_every_case_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["bench", "--quick", "--out", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "bench.json").read_text())
     names = [figure["name"] for figure in report["figures"]]
-    assert len(names) == len(set(names)) == 54
+    assert len(names) == len(set(names)) == 57
     assert all(
         figure["value"] > 0 for figure in report["figures"] if "memory" not in figure["name"]
     )

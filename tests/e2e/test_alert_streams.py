@@ -83,6 +83,49 @@ async def test_alert_subscribers_get_what_their_filter_says(
 
 
 @pytest.mark.both_logs
+async def test_alert_subscribers_by_teacher_get_their_classrooms(
+    cluster3: Served, client3: Client
+) -> None:
+    """By the rosters as they are when it is read, on every peer, live and from the past."""
+    teacher = alert_pb2.AlertFilter(teacher_id="t-both")
+    one_room = alert_pb2.AlertFilter(teacher_id="t-both", classroom_id="t-two")
+    other = alert_pb2.AlertFilter(teacher_id="t-one")
+    await frustrate(client3, ["t-early"], "t-one")
+    newest = await newest_sequence(client3)
+    for address in cluster3.addresses:
+        assert await all_events(client3, address, newest, teacher) == []
+    await client3.classrooms.put("t-one", teacher_ids=["t-one", "t-both"])
+    index = (await client3.classrooms.put("t-two", teacher_ids=["t-both"])).applied_index
+    assert await cluster3.aio.wait_applied_equal() >= index
+    listeners = [
+        client3.alerts.listen(teacher_id="t-both", address=address)
+        for address in cluster3.addresses
+    ]
+    async with listeners[0], listeners[1], listeners[2]:
+        for room in ("t-one", "t-two", "t-none"):
+            await frustrate(client3, [f"{room}-student"], room)
+        for listener in listeners:
+            events = [await listener.next(5) for _ in range(2)]
+            assert [event.alert.classroom_id for event in events if event] == ["t-one", "t-two"]
+            assert await listener.next(0.1) is None
+    newest = await newest_sequence(client3)
+    students = {
+        "t-both": ["t-early", "t-one-student", "t-two-student"],
+        "t-one": ["t-early", "t-one-student"],
+    }
+    for address in cluster3.addresses:
+        for wanted in (teacher, other):
+            events_of = await all_events(client3, address, newest, wanted)
+            assert [event.alert.student_id for event in events_of] == students[wanted.teacher_id]
+        [event] = await all_events(client3, address, newest, one_room)
+        assert event.alert.student_id == "t-two-student"
+    await client3.classrooms.put("t-two", teacher_ids=["t-other"])
+    await cluster3.aio.wait_applied_equal()
+    for address in cluster3.addresses:
+        assert await all_events(client3, address, newest, one_room) == []
+
+
+@pytest.mark.both_logs
 async def test_alert_stream_tells_its_progress_while_it_is_quiet(client3: Client) -> None:
     """Its own events do not come, yet its cursor moves with those of the others."""
     request = alert_pb2.SubscribeAlertsRequest(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
+from itertools import pairwise
 
 import pytest
 from gaia.alert.v1 import alert_pb2
@@ -10,9 +12,12 @@ from gaia.alert.v1 import alert_pb2
 from gaia_grpc.client import AlertListener, Client
 from gaia_grpc.errors import FailedPreconditionError, NotFoundError
 from gaia_grpc.testing import Cluster
+from tests.e2e.alert_subscribers import stalled
+from tests.e2e.support import report
 from tests.support.twin_cluster import Served
 
 pytestmark = pytest.mark.both_logs
+TEACHERS = ("a2-ms-one", "a2-mr-two", "a2-ms-three")
 
 
 async def frustrate(client: Client, student: str, classroom: str, errors: int = 5) -> None:
@@ -179,3 +184,140 @@ async def test_alert_of_a_timeline_goes_only_to_who_asks_for_it(client3: Client)
         assert event is not None
         assert event.alert.timeline_id == "sim-1"
         assert await live.next(timeout=0.3) is None
+
+
+# --- the guide's A1 to A5 ------------------------------------------------------------------------
+
+
+@pytest.mark.embedded_only
+async def test_alert_a1_reaches_its_teacher_and_says_why(
+    cluster3: Cluster, client3: Client
+) -> None:
+    """From the SDK's record of the error that makes the condition true to the teacher's stream."""
+    await client3.classrooms.put("a1", teacher_ids=["a1-teacher"])
+    durations = []
+    loop = asyncio.get_running_loop()
+    for number in range(20):
+        address = cluster3.addresses[number % 3]
+        buffer = client3.metrics.buffer(
+            student_id=f"a1-{number}", app_name="math", classroom_id="a1"
+        )
+        for _ in range(4):
+            buffer.record("error")
+            await buffer.flush()
+        async with client3.alerts.listen(
+            teacher_id="a1-teacher", min_severity=alert_pb2.SEVERITY_HIGH, address=address
+        ) as listener:
+            began_s = loop.time()
+            buffer.record("error")
+            event = await listener.next(10)
+            durations.append(loop.time() - began_s)
+        assert event is not None
+        assert event.change == alert_pb2.ALERT_CHANGE_SEVERITY_RAISED
+        alert = event.alert
+        assert (alert.student_id, alert.app_name, alert.classroom_id) == (
+            f"a1-{number}",
+            "math",
+            "a1",
+        )
+        assert (alert.pattern, alert.severity) == (
+            "excessive_errors",
+            alert_pb2.SEVERITY_HIGH,
+        )
+        assert alert.base_rate < alert.confidence < 1
+        assert alert.model_version
+        assert alert.evidence
+        assert "5" in alert.explanation
+        assert alert.suggested_action in ("encouragement", "guidance", "technical_help")
+        await buffer.close()
+    report(
+        f"the fifth error recorded to its alert at the teacher: median "
+        f"{statistics.median(durations) * 1e3:.1f} ms, worst {max(durations) * 1e3:.1f} ms "
+        "of 20 (the guide asks for 100 ms)"
+    )
+
+
+@pytest.mark.embedded_only
+async def test_alert_a2_reaches_three_teachers_while_a_fourth_reads_nothing(
+    cluster3: Cluster, client3: Client
+) -> None:
+    """Each on another peer, each gets all of them in one order; who teaches elsewhere gets none."""
+    await client3.classrooms.put("a2", teacher_ids=[*TEACHERS, "a2-slow"])
+    await client3.classrooms.put("a2-else", teacher_ids=["a2-stranger"])
+    listeners = [
+        client3.alerts.listen(teacher_id=teacher, address=address)
+        for teacher, address in zip(TEACHERS, cluster3.addresses, strict=True)
+    ]
+    slow = alert_pb2.SubscribeAlertsRequest(filter=alert_pb2.AlertFilter(teacher_id="a2-slow"))
+    students = [f"a2-{number}" for number in range(8)]
+    async with (
+        listeners[0],
+        listeners[1],
+        listeners[2],
+        client3.alerts.listen(teacher_id="a2-stranger") as stranger,
+        stalled(cluster3.addresses[0], slow, 1),
+    ):
+        for student in students:
+            await frustrate(client3, student, "a2")
+        heard = [[await listener.next(5) for _ in students] for listener in listeners]
+        assert heard[0] == heard[1] == heard[2]
+        assert [event.alert.student_id for event in heard[0] if event] == students
+        assert await stranger.next(0.2) is None
+
+
+@pytest.mark.embedded_only
+async def test_alert_a3_classroom_metrics_come_every_five_seconds_and_on_change(
+    client3: Client,
+) -> None:
+    """Three rounds of a quiet class, beside another one in which something happens."""
+    loop = asyncio.get_running_loop()
+    await frustrate(client3, "a3-quiet", "a3-quiet")
+    updates = client3.metrics.watch_classroom("a3-quiet")
+    first = await anext(updates)
+    assert [window.student_id for window in first.aggregates] == ["a3-quiet"]
+    times_s = [loop.time()]
+
+    async def rounds() -> None:
+        for _ in range(3):
+            update = await anext(updates)
+            assert not update.aggregates
+            times_s.append(loop.time())
+
+    watching = asyncio.create_task(rounds())
+    await frustrate(client3, "a3-busy", "a3-busy", errors=1)
+    busy = client3.metrics.watch_classroom("a3-busy")
+    assert len((await anext(busy)).aggregates) == 1
+    for number in range(2, 5):
+        await frustrate(client3, "a3-busy", "a3-busy", errors=1)
+        [window] = (await asyncio.wait_for(anext(busy), 4)).aggregates
+        assert window.accepted_total == number
+    await watching
+    gaps = [later - earlier for earlier, later in pairwise(times_s)]
+    report(f"updates of a quiet class: after {', '.join(f'{gap:.2f}' for gap in gaps)} s")
+    assert all(4.9 < gap < 9 for gap in gaps)
+    await updates.aclose()
+    await busy.aclose()
+
+
+@pytest.mark.embedded_only
+async def test_alert_a5_what_came_while_all_peers_were_away_is_delivered_once(
+    cluster3: Cluster, client3: Client
+) -> None:
+    """The listener outlives its peer, and then a restart of the whole cluster."""
+    async with client3.alerts.listen(classroom_id="a5", progress_interval=0.5) as listener:
+        await frustrate(client3, "a5-before", "a5")
+        assert await opened(listener, 1) == ["a5-before"]
+        [served_by] = [
+            node for node in cluster3.node_ids if cluster3.address(node) == listener.address
+        ]
+        await cluster3.aio.kill(served_by)
+        away = [f"a5-away-{number}" for number in range(3)]
+        for student in away:
+            await frustrate(client3, student, "a5")
+        others = [node for node in cluster3.node_ids if node != served_by]
+        await cluster3.aio.kill(*others)
+        await cluster3.aio.restart(*cluster3.node_ids)
+        await frustrate(client3, "a5-after", "a5")
+        assert await opened(listener, 4) == [*away, "a5-after"]
+        assert await listener.next(0.3) is None
+        assert listener.reconnects >= 1

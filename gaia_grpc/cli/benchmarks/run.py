@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from gaia_grpc.cli.benchmarks import (
+    alerts,
     coordination,
     depth,
     failover,
@@ -48,8 +49,11 @@ CASES: Mapping[str, Case] = {
     "reading": ingest.reading,
     "watch": stream.watch,
     "lesson": ingest.lesson,
-    "alerts": stream.alert,
-    "recover": stream.recover,
+    "alerts": alerts.alert,
+    "stalled": alerts.stalled,
+    "deliveries": alerts.deliver,
+    "detect": alerts.detect,
+    "recover": alerts.recover,
 }
 FRESH_CASES: Mapping[str, Case] = {
     "failover": failover.kill,
