@@ -350,6 +350,23 @@ def test_a_requeue_with_more_than_may_be_is_refused_whole() -> None:
 # --- bounds
 
 
+def test_a_requeue_looks_at_only_so_many_dependents() -> None:
+    log = Log()
+    root = log.enqueue()
+    middle = batch(log, *[{"depends_on": [root]}] * 60)
+    for _ in range(6):
+        for leaf in batch(log, *[{"depends_on": middle}] * 150):
+            log.do(cancel_task={"task_id": leaf})
+    log.do(cancel_task={"task_id": root})
+    assert (log.stats().failed, log.stats().cancelled) == (60, 901)
+    refusal = log.refuse(requeue_task={"task_id": root, "include_dependents": True})
+    assert refusal.reason == "TOO_MANY_DEPENDENTS"
+    assert state(log, root) == "CANCELLED"
+    log.do(requeue_task={"task_id": root})
+    result = log.do(requeue_task={"task_id": middle[0], "include_dependents": True})
+    assert result.tasks.requeued_dependents == 0
+
+
 def test_only_so_many_depend_on_one() -> None:
     log = Log(("task.max_dependents", "3"))
     first = log.enqueue()
