@@ -75,6 +75,8 @@ class Submission:
     packed: Packed | None = None
     """The batch before it, where the last command had no room for it."""
     proposed: bool = False
+    on_way: int = 0
+    """Commands in the log's hands that hold batches of it."""
 
     async def wait(self) -> Published:
         """What became of the batches; raises why it is not known, or why nothing was stored."""
@@ -108,6 +110,12 @@ class Submission:
         """Whether there is anything left for a next command."""
         waits = self.packed is not None or self.next_batch < len(self.batches)
         return waits and not self.future.done()
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether the rest must wait for the commands before it. The clock of a timeline is in its
+        batches: where an earlier one is lost and sent again, a later one would make it late."""
+        return self.on_way > 0 and any(batch.timeline_id for batch in self.batches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +183,8 @@ class Publisher:
         self._gathering: asyncio.Task[None] | None = None
         self._commands: set[asyncio.Task[None]] = set()
         self._in_log = 0
-        self._freed = asyncio.Event()
+        self._woken = asyncio.Event()
+        """A command is through, or something new is queued."""
 
     async def publish(
         self, request: metrics_pb2.PublishMetricsRequest, timeout_s: float
@@ -205,6 +214,7 @@ class Publisher:
 
         future.add_done_callback(settled)
         self._queue.append(submission)
+        self._woken.set()
         if self._gathering is None or self._gathering.done():
             self._gathering = asyncio.get_running_loop().create_task(self._serve())
         return submission
@@ -223,9 +233,10 @@ class Publisher:
         while self._queue:
             room = min(MAX_METRICS_PER_COMMAND, self._max_in_log - self._in_log)
             if len(self._commands) >= MAX_COMMANDS_IN_LOG or (self._commands and room <= 0):
-                self._freed.clear()
-                await self._freed.wait()
+                self._woken.clear()
+                await self._woken.wait()
                 continue
+            self._woken.clear()
             gathered = Gathered(room)
             try:
                 max_future_ms = await self._settings.milliseconds("metrics.max_future")
@@ -237,10 +248,14 @@ class Publisher:
                 self._queue.clear()
                 return
             if gathered.parts:
+                for submission in gathered.submissions:
+                    submission.on_way += 1
                 self._in_log += gathered.metrics
                 task = asyncio.get_running_loop().create_task(self._send(gathered))
                 self._commands.add(task)
                 task.add_done_callback(partial(self._sent, gathered))
+            elif self._commands:
+                await self._woken.wait()
 
     async def _gather(self, gathered: Gathered, max_future_ms: int, one_in: int) -> None:
         """Puts the batches of the first callers into the next command, as many as it holds.
@@ -263,7 +278,7 @@ class Publisher:
         slice_end_ns = time.perf_counter_ns() + PACK_SLICE_NS
         while self._queue and not gathered.full:
             submission = self._queue.popleft()
-            while submission.unpacked:
+            while submission.unpacked and not submission.keeps_order:
                 packed = submission.packed or self._pack(submission, max_future_ms, one_in)
                 if packed is None:
                     break
@@ -323,8 +338,10 @@ class Publisher:
 
     def _sent(self, gathered: Gathered, task: asyncio.Task[None]) -> None:
         self._commands.discard(task)
+        for submission in gathered.submissions:
+            submission.on_way -= 1
         self._in_log -= gathered.metrics
-        self._freed.set()
+        self._woken.set()
 
     def _settle(self, gathered: Gathered, outcome: Outcome) -> None:
         results = outcome.result.publish.results

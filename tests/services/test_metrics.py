@@ -123,6 +123,30 @@ async def test_a_large_request_becomes_several_entries(peer: ServedPeer) -> None
     assert (await get_aggregate(peer)).metrics[0].count == 4 * count
 
 
+@pytest.mark.parametrize(("timeline", "commands"), [("", 2), ("lesson", 1)])
+async def test_a_timelines_batches_never_get_ahead_of_those_before_them(
+    peer: ServedPeer, timeline: str, commands: int
+) -> None:
+    """The second half of a recording was stored while the first was lost with its leader; sent
+    again, the first was late, since the clock of a timeline is in its batches."""
+    values = (1.0,) * (MAX_METRICS_PER_COMMAND // 2 - 1)
+    batches = [
+        make_batch(number, values, timeline_id=timeline, sent_at_ms=number * 600_000)
+        for number in range(1, 5)
+    ]
+    peer.node.answers.clear()
+    request = metrics_pb2.PublishMetricsRequest(batches=batches)
+    failure = await failure_of(peer.metrics.PublishMetrics(request, timeout=0.5))
+    unknown = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    assert failure.code in unknown
+    assert len(peer.node.commands) == commands
+    peer.node.answers.set()
+    response = await publish(peer, *batches)
+    late = [result.late_count for result in response.results]
+    assert late == [0] * 4
+    assert len(peer.node.commands) == commands + 2
+
+
 async def test_a_batch_that_fills_more_than_a_command_is_one(peer: ServedPeer) -> None:
     await publish(peer, make_batch(values=(1.0,) * (MAX_METRICS_PER_COMMAND + 1)), make_batch(2))
     sizes = [len(command.publish_metrics.batches) for command in peer.node.commands]
