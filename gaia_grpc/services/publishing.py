@@ -39,6 +39,8 @@ MAX_ERROR_BATCHES_PER_COMMAND = 8
 would keep every peer from its heartbeats for seconds."""
 MAX_COMMANDS_IN_LOG = 4
 """While so many are on their way, batches gather for a fuller one."""
+FULL_RETRY_MS = 1_000
+"""For a batch that the state has no room for now."""
 PACK_SLICE_NS = 2_000_000
 """After this long of packing the loop gets its turn: peers wait for heartbeats."""
 
@@ -354,7 +356,10 @@ class Publisher:
         rejected, stats = packed.packing.rejected, self.gate.stats
         result.rejected.extend(rejected)
         if result.status == metrics_pb2.BATCH_STATUS_REFUSED:
-            stats.rejected += packed.sent
+            if result.reason == errors.ResourceExhaustedError.reason:
+                stats.refused += packed.sent
+            else:
+                stats.rejected += packed.sent
             return
         valid = packed.sent - len(rejected)
         stored = result.accepted_count + result.late_count
@@ -378,6 +383,7 @@ def batch_refusal(result: metrics_pb2.BatchResult) -> errors.GaiaError | None:
     return refused(
         result.message,
         reason=result.reason,
+        retry_after_ms=FULL_RETRY_MS if refused is errors.ResourceExhaustedError else None,
         metadata={"source_id": result.source_id, "sequence": str(result.sequence)},
     )
 

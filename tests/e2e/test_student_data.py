@@ -100,6 +100,33 @@ async def test_a_deleted_student_is_in_no_file_of_any_peer_after_a_snapshot(
         await asyncio.to_thread(cluster.assert_equal_logs_and_hashes)
 
 
+async def test_a_deleted_student_has_no_past_on_any_disk(gaia_cluster: MakeCluster) -> None:
+    """Past windows, what the detector saw, and what a late batch adds to them, while every peer is
+    making a snapshot."""
+    cluster = await asyncio.to_thread(gaia_cluster, 3, settings={"metrics.window": "1s"})
+    async with cluster.client() as client:
+        sequence = 0
+
+        async def past_has_all() -> bool:
+            return len([each async for each in client.metrics.history(ANA, "math")]) == sequence
+
+        for sequence in range(1, 5):
+            await struggle(client, ANA, sequence, 1)
+            await struggle(client, BEN, sequence, 1)
+            await eventually(past_has_all, "the window of the last batch is over")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(take_snapshots(client, cluster))
+            deleting = group.create_task(client.classrooms.delete_student_data(ANA))
+        assert deleting.result().removed_history >= 1
+        assert not [window async for window in client.metrics.history(ANA, "math")]
+        assert [window async for window in client.metrics.history(BEN, "math")]
+        await asyncio.to_thread(cluster.wait_applied_equal)
+        await take_snapshots(client, cluster)
+        for name in cluster.node_ids:
+            await eventually_gone(cluster.peer(name).data_dir)
+        await asyncio.to_thread(cluster.assert_equal_logs_and_hashes)
+
+
 async def eventually_gone(data_dir: Path) -> None:
     async def gone() -> bool:
         return not files_with(data_dir, ANA)

@@ -19,7 +19,11 @@ from gaia_grpc.services.metric_gate import (
     UNKNOWN_RETRY_MS,
     MetricGate,
 )
-from gaia_grpc.services.publishing import MAX_COMMANDS_IN_LOG, MAX_PARTS_PER_COMMAND
+from gaia_grpc.services.publishing import (
+    FULL_RETRY_MS,
+    MAX_COMMANDS_IN_LOG,
+    MAX_PARTS_PER_COMMAND,
+)
 from gaia_grpc.services.sampling import LOWEST_CLASSES, sample
 from gaia_grpc.services.turns import STEPS_IN_A_ROUND, Turns
 from gaia_grpc.state.channels import PLACES_OF
@@ -237,6 +241,19 @@ async def test_batches_without_metrics_fill_an_entry_too(peer: ServedPeer) -> No
     sizes = [len(command.publish_metrics.batches) for command in peer.node.commands]
     assert sum(sizes) == 40
     assert max(sizes) * 101 <= MAX_PARTS_PER_COMMAND
+
+
+async def test_a_batch_that_the_state_has_no_room_for_is_to_come_again(peer: ServedPeer) -> None:
+    """Its sender still has it, so it is no rejected one, and it is told when."""
+    batch = make_batch(values=(1.0,) * 1_001)
+    for number, metric in enumerate(batch.metrics):
+        metric.metric_type = f"kind-{number}"
+    failure = await failure_of(publish(peer, batch))
+    assert failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert failure.retry_after_ms == FULL_RETRY_MS
+    request = cluster_pb2.GetStatusRequest()
+    shown = (await peer.cluster.GetStatus(request, timeout=TIMEOUT_S)).metrics
+    assert (shown.refused_total, shown.rejected_total) == (1_001, 0)
 
 
 async def test_a_caller_that_gives_up_before_its_turn_stores_nothing(peer: ServedPeer) -> None:
