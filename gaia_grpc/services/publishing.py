@@ -380,12 +380,14 @@ def batch_refusal(result: metrics_pb2.BatchResult) -> errors.GaiaError | None:
     if result.status != metrics_pb2.BATCH_STATUS_REFUSED:
         return None
     refused = _REFUSED.get(result.reason, errors.FailedPreconditionError)
-    return refused(
+    error = refused(
         result.message,
         reason=result.reason,
-        retry_after_ms=FULL_RETRY_MS if refused is errors.ResourceExhaustedError else None,
         metadata={"source_id": result.source_id, "sequence": str(result.sequence)},
     )
+    if isinstance(error, errors.ResourceExhaustedError):
+        error.retry_after_ms = FULL_RETRY_MS
+    return error
 
 
 def invalid_result(
