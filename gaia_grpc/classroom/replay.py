@@ -12,11 +12,11 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from gaia.metrics.v1 import metrics_pb2
 
 from gaia_grpc.classroom.recordings import RecordedMetric
-from gaia_grpc.client import Client
 from gaia_grpc.errors import InvalidArgumentError
 
 SLICE_MS = 1_000
@@ -76,12 +76,31 @@ def cut(metrics: Sequence[RecordedMetric]) -> Iterator[Slice]:
         yield Slice(last_ms, wait_ms, tuple(pending))
 
 
+class Publishing(Protocol):
+    """Takes batches."""
+
+    async def publish(
+        self, batches: Sequence[metrics_pb2.MetricBatch]
+    ) -> metrics_pb2.PublishMetricsResponse:
+        """An answer with a result for each batch."""
+        ...
+
+
+class Sink(Protocol):
+    """What a replay needs of a client."""
+
+    @property
+    def metrics(self) -> Publishing:
+        """Where batches go."""
+        ...
+
+
 class Replayer:
     """Sends the slices of a log to a cluster."""
 
     def __init__(
         self,
-        client: Client,
+        client: Sink,
         *,
         timeline_id: str,
         classroom_id: str,
