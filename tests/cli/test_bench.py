@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,12 @@ def test_every_case_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         figure["value"] > 0 for figure in report["figures"] if "memory" not in figure["name"]
     )
     assert "publish to alert received" in capsys.readouterr().out
+    # MB1 to MB3: a rate of metrics says replicas, fsync and the size of batches.
+    rates = [
+        f"{figure['name']}: {figure['how']}"
+        for figure in report["figures"]
+        if figure["name"].startswith(("metrics acknowledged", "aggregates returned"))
+    ]
+    size = re.compile(r"(batch|batches|buffers|pages) of [\d,]+")
+    assert len(rates) >= 9
+    assert [rate for rate in rates if "3 peers, fsync" not in rate or not size.search(rate)] == []

@@ -134,7 +134,7 @@ async def _read_aggregates(bed: Bed, classroom_id: str) -> Figure:
         "aggregates returned a second (ListAggregates, LOCAL)",
         returned / (time.perf_counter() - begin_s),
         "/s",
-        "1 client, one call at a time, pages of 1,000, 4 metric types each",
+        "3 peers, fsync, 1 client, one call at a time, pages of 1,000, 4 metric types each",
         guide=100.0,
         first=5_000.0,
         higher_is_better=True,
