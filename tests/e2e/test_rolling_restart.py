@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
+import pytest
+
 from gaia_grpc.client import Client
+from gaia_grpc.errors import UnimplementedError
+from gaia_grpc.state.feature_levels import FEATURE_LEVEL
 from gaia_grpc.testing import Cluster
 
-HELD_BACK = {"GAIA_CONSENSUS_MAX_FEATURE_LEVEL": "1"}
-"""As an older version announces itself."""
 WRITERS = 6
 PACE_S = 0.02
 """The log is compared entry by entry in the end: as many as it takes, and not as many as go."""
@@ -52,10 +54,15 @@ class Load:
         await asyncio.gather(*self._tasks)
 
 
-async def test_a_rolling_upgrade_fails_no_request_and_raises_the_feature_level() -> None:
-    cluster = Cluster(3, environment_of=dict.fromkeys(("n1", "n2", "n3"), HELD_BACK), settings={})
+@pytest.mark.parametrize("level", range(1, FEATURE_LEVEL))
+async def test_a_rolling_upgrade_fails_no_request_and_raises_the_feature_level(level: int) -> None:
+    # As an older version announces itself.
+    held_back = {"GAIA_CONSENSUS_MAX_FEATURE_LEVEL": str(level)}
+    cluster = Cluster(3, environment_of=dict.fromkeys(("n1", "n2", "n3"), held_back), settings={})
     async with cluster, cluster.client() as client:
-        assert {status.feature_level for status in cluster.statuses().values()} == {1}
+        assert {status.feature_level for status in cluster.statuses().values()} == {level}
+        with pytest.raises(UnimplementedError):
+            await client.tasks.enqueue("load", deadline=60)
         load = Load(client)
         for name in cluster.node_ids:
             assert await cluster.aio.terminate(name) == 0
@@ -63,12 +70,17 @@ async def test_a_rolling_upgrade_fails_no_request_and_raises_the_feature_level()
             await cluster.aio.restart(name)
             if name != "n3":
                 # One member of the old version is enough to hold the new kinds of commands back.
-                assert cluster.status(name).feature_level == 1
+                assert cluster.status(name).feature_level == level
         await asyncio.to_thread(
             cluster.wait_until,
-            lambda: {status.feature_level for status in cluster.statuses().values()} == {2},
-            "level 2",
+            lambda: (
+                {status.feature_level for status in cluster.statuses().values()} == {FEATURE_LEVEL}
+            ),
+            f"level {FEATURE_LEVEL}",
         )
+        # What the new level brings is there at once.
+        answer = await client.tasks.enqueue("load", deadline=60, depends_on=load.enqueued[:1])
+        load.enqueued.append(answer.task.task_id)
         await load.stop()
         stored = {task.task_id: task async for task in client.tasks.list()}
         assert Counter(load.enqueued) == Counter(set(stored))
@@ -77,7 +89,7 @@ async def test_a_rolling_upgrade_fails_no_request_and_raises_the_feature_level()
         # There is no way back: an older version would not understand what may be in the log now.
         follower = cluster.follower()
         await cluster.aio.terminate(follower)
-        cluster.set_environment(follower, HELD_BACK)
+        cluster.set_environment(follower, held_back)
         cluster.respawn(follower)
         assert await asyncio.to_thread(cluster.peer(follower).wait, 15) == 1
         assert "start a newer version here" in cluster.log(follower)
