@@ -44,13 +44,23 @@ TimelineOption = Annotated[
 ]
 AlertArgument = Annotated[str, typer.Argument(metavar="ALERT_ID")]
 TeacherOption = Annotated[str, typer.Option("--teacher", help="Who does it.")]
+OfTeacherOption = Annotated[
+    str, typer.Option("--teacher", help="Only of the classrooms of this teacher.")
+]
+OperationalOption = Annotated[
+    bool,
+    typer.Option("--operational", help="Of the cluster instead of students: failed sessions,"
+                 " dead-lettered tasks, lost peers."),
+]  # fmt: skip
 
 
 @app.command("list")
 def list_alerts(
     classroom: ClassroomOption = "",
     student: StudentOption = "",
+    teacher: OfTeacherOption = "",
     timeline: TimelineOption = "",
+    operational: OperationalOption = False,
     limit: LimitOption = 100,
     cluster: ClusterOption = DEFAULT_CLUSTER,
     json_output: JsonOption = False,
@@ -62,12 +72,35 @@ def list_alerts(
 
     request = alert_pb2.ListAlertsRequest(
         filter=alert_pb2.AlertFilter(
-            classroom_id=classroom, student_id=student, timeline_id=timeline
+            classroom_id=classroom,
+            student_id=student,
+            teacher_id=teacher,
+            timeline_id=timeline,
+            kind=_kind(operational),
         )
     )
     found = ask_all(cluster, lambda peer: peer.alerts.ListAlerts, request, "alerts", limit)
     if json_output:
         print_json(found)
+        return
+    if operational:
+        print_table(
+            ("ALERT", "WHAT", "OF", "SEVERITY", "STATE", "TIMES", "WHY"),
+            (
+                (
+                    alert.alert_id,
+                    alert.pattern,
+                    alert.subject,
+                    enum_word(alert_pb2.Severity.Name, alert.severity, "SEVERITY"),
+                    enum_word(alert_pb2.AlertState.Name, alert.state, "ALERT_STATE"),
+                    alert.occurrences,
+                    alert.explanation,
+                )
+                for alert in found.alerts
+            ),
+            "no alerts",
+        )
+        print_cut_off(found, len(found.alerts), "")
         return
     print_table(
         ("ALERT", "STUDENT", "APP", "PATTERN", "SEVERITY", "STATE", "CONFIDENCE", "WHY"),
@@ -93,7 +126,9 @@ def list_alerts(
 def watch_alerts(
     classroom: ClassroomOption = "",
     student: StudentOption = "",
+    teacher: OfTeacherOption = "",
     timeline: TimelineOption = "",
+    operational: OperationalOption = False,
     after: Annotated[
         int | None,
         typer.Option("--after", min=0, help="Begin after this sequence; 0 is all retained."),
@@ -115,7 +150,9 @@ def watch_alerts(
             listener = client.alerts.listen(
                 classroom_id=classroom,
                 student_id=student,
+                teacher_id=teacher,
                 timeline_id=timeline,
+                kind=_kind(operational),
                 after_sequence=after,
             )
             clock = "" if json_output else "time of the timeline" if timeline else LOG_TIME
@@ -152,6 +189,112 @@ def acknowledge_alert(
     _print_alert(alert, json_output)
 
 
+@app.command("snooze")
+def snooze_alert(
+    alert_id: AlertArgument,
+    teacher: TeacherOption,
+    length: Annotated[str, typer.Option("--for", help="For how long, like 10m.")] = "10m",
+    cluster: ClusterOption = DEFAULT_CLUSTER,
+    json_output: JsonOption = False,
+) -> None:
+    """Mute an alert for a time; if it is still open then, it is pushed again."""
+    from gaia.alert.v1 import alert_pb2
+
+    from gaia_grpc.cli.ask import ask
+    from gaia_grpc.cli.durations import parse_duration
+
+    request = alert_pb2.SnoozeAlertRequest(
+        alert_id=alert_id, teacher_id=teacher, duration=parse_duration("--for", length)
+    )
+    alert = ask(cluster, lambda peer: peer.alerts.SnoozeAlert, request).alert
+    _print_alert(alert, json_output)
+
+
+@app.command("intervene")
+def intervene(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND",
+            help="help, encouragement, feedback, reassign, referral, guidance or technical_help.",
+        ),
+    ],
+    student: Annotated[str, typer.Option("--student", help="For whom.")],
+    teacher: TeacherOption,
+    alert_id: Annotated[str, typer.Option("--alert", help="The alert that it answers.")] = "",
+    app_name: Annotated[
+        str, typer.Option("--app", help="What it was about, where no alert says so.")
+    ] = "",
+    note: Annotated[str, typer.Option("--note", help="For people.")] = "",
+    timeline: TimelineOption = "",
+    cluster: ClusterOption = DEFAULT_CLUSTER,
+    json_output: JsonOption = False,
+) -> None:
+    """Record what a teacher did; one that answers an alert acknowledges it."""
+    from gaia.alert.v1 import alert_pb2
+
+    from gaia_grpc.cli.ask import ask
+
+    request = alert_pb2.RecordInterventionRequest(
+        kind=kind,
+        student_id=student,
+        teacher_id=teacher,
+        alert_id=alert_id,
+        app_name=app_name,
+        note=note,
+        timeline_id=timeline,
+    )
+    found = ask(cluster, lambda peer: peer.alerts.RecordIntervention, request).intervention
+    if json_output:
+        print_json(found)
+    else:
+        print(found.intervention_id)
+
+
+@app.command("interventions")
+def list_interventions(
+    student: StudentOption = "",
+    alert_id: Annotated[str, typer.Option("--alert", help="Only of this alert.")] = "",
+    teacher: Annotated[str, typer.Option("--teacher", help="Only of this teacher.")] = "",
+    classroom: ClassroomOption = "",
+    limit: LimitOption = 100,
+    cluster: ClusterOption = DEFAULT_CLUSTER,
+    json_output: JsonOption = False,
+) -> None:
+    """List interventions, newest first, with the student 5 minutes before and after."""
+    from gaia.alert.v1 import alert_pb2
+
+    from gaia_grpc.cli.ask import ask_all
+
+    request = alert_pb2.ListInterventionsRequest(
+        student_id=student, alert_id=alert_id, teacher_id=teacher, classroom_id=classroom
+    )
+    found = ask_all(
+        cluster, lambda peer: peer.alerts.ListInterventions, request, "interventions", limit
+    )
+    if json_output:
+        print_json(found)
+        return
+    print_table(
+        ("INTERVENTION", "STUDENT", "TEACHER", "KIND", "ALERT", "BEFORE", "AFTER", "NOTE"),
+        (
+            (
+                each.intervention_id,
+                each.student_id,
+                each.teacher_id,
+                each.kind,
+                each.alert_id or "-",
+                _window_text(each.before) if each.HasField("before") else "-",
+                _window_text(each.after) if each.HasField("after") else "-",
+                each.note,
+            )
+            for each in found.interventions
+        ),
+        "no interventions",
+    )
+    print_cut_off(found, len(found.interventions), " or --student, --alert")
+
+
 @app.command("resolve")
 def resolve_alert(
     alert_id: AlertArgument,
@@ -168,6 +311,18 @@ def resolve_alert(
     request = alert_pb2.ResolveAlertRequest(alert_id=alert_id, teacher_id=teacher, note=note)
     alert = ask(cluster, lambda peer: peer.alerts.ResolveAlert, request).alert
     _print_alert(alert, json_output)
+
+
+def _kind(operational: bool) -> alert_messages.AlertKind.ValueType:
+    from gaia.alert.v1 import alert_pb2
+
+    if operational:
+        return alert_pb2.ALERT_KIND_OPERATIONAL
+    return alert_pb2.ALERT_KIND_UNSPECIFIED
+
+
+def _window_text(window: alert_messages.InterventionWindow) -> str:
+    return f"{window.errors:g} of {window.decisions:g} wrong, {window.confidence:.2f}"
 
 
 def _tell(text: str) -> None:
@@ -209,7 +364,7 @@ def _print_event(event: alert_messages.AlertEvent) -> None:
     severity = enum_word(alert_pb2.Severity.Name, alert.severity, "SEVERITY")
     print(
         f"{event.sequence}  {moment_text(alert.detected_at_ms)}  {change}  {severity}  "
-        f"{alert.student_id} in {alert.app_name}: "
+        f"{alert.subject or f'{alert.student_id} in {alert.app_name}'}: "
         f"{alert.pattern}  {alert.explanation}",
         flush=True,
     )

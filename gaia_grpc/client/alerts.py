@@ -184,6 +184,7 @@ class AlertsApi:
         teacher_id: str = "",
         min_severity: alert_pb2.Severity.ValueType = alert_pb2.SEVERITY_UNSPECIFIED,
         timeline_id: str = "",
+        kind: alert_pb2.AlertKind.ValueType = alert_pb2.ALERT_KIND_UNSPECIFIED,
         after_sequence: int | None = None,
         cluster_id: str = "",
         progress_interval: float = 5.0,
@@ -199,6 +200,7 @@ class AlertsApi:
                 teacher_id=teacher_id,
                 min_severity=min_severity,
                 timeline_id=timeline_id,
+                kind=kind,
             ),
             after_sequence=after_sequence,
             cluster_id=cluster_id,
@@ -215,6 +217,7 @@ class AlertsApi:
         teacher_id: str = "",
         min_severity: alert_pb2.Severity.ValueType = alert_pb2.SEVERITY_UNSPECIFIED,
         timeline_id: str = "",
+        kind: alert_pb2.AlertKind.ValueType = alert_pb2.ALERT_KIND_UNSPECIFIED,
         state: alert_pb2.AlertState.ValueType = alert_pb2.ALERT_STATE_UNSPECIFIED,
         page_size: int = 1_000,
         consistency: Consistency = LINEARIZABLE,
@@ -227,6 +230,7 @@ class AlertsApi:
                 teacher_id=teacher_id,
                 min_severity=min_severity,
                 timeline_id=timeline_id,
+                kind=kind,
             ),
             state=state,
             page_size=page_size,
@@ -266,7 +270,7 @@ class AlertsApi:
         request_id: str = "",
         timeout: float | None = None,
     ) -> alert_pb2.SnoozeAlertResponse:
-        """Mutes it for a time."""
+        """Mutes it for a time, at most a day; if it is still open then, it is pushed again."""
         return await self._connection.call(
             lambda peer: peer.alerts.SnoozeAlert,
             alert_pb2.SnoozeAlertRequest(
@@ -295,3 +299,71 @@ class AlertsApi:
             ),
             timeout=timeout,
         )
+
+    async def intervene(
+        self,
+        kind: str,
+        *,
+        student_id: str,
+        teacher_id: str,
+        alert_id: str = "",
+        note: str = "",
+        app_name: str = "",
+        timeline_id: str = "",
+        request_id: str = "",
+        timeout: float | None = None,
+    ) -> alert_pb2.RecordInterventionResponse:
+        """Records what a teacher did; one that names an alert acknowledges and mutes it.
+
+        Args:
+            kind: help, encouragement, feedback, reassign, referral, guidance or technical_help.
+            student_id: the student.
+            teacher_id: the teacher.
+            alert_id: the alert that it answers, if any.
+            note: for people.
+            app_name: what it was about, where no alert says so.
+            timeline_id: the same.
+            request_id: makes a retry of the caller's own safe; the SDK's are.
+            timeout: seconds.
+        """
+        return await self._connection.call(
+            lambda peer: peer.alerts.RecordIntervention,
+            alert_pb2.RecordInterventionRequest(
+                alert_id=alert_id,
+                student_id=student_id,
+                teacher_id=teacher_id,
+                kind=kind,
+                note=note,
+                app_name=app_name,
+                timeline_id=timeline_id,
+                request_id=request_id,
+            ),
+            timeout=timeout,
+        )
+
+    async def interventions(
+        self,
+        *,
+        student_id: str = "",
+        alert_id: str = "",
+        teacher_id: str = "",
+        classroom_id: str = "",
+        page_size: int = 1_000,
+        consistency: Consistency = LINEARIZABLE,
+    ) -> AsyncIterator[alert_pb2.Intervention]:
+        """All matching interventions, newest first, page by page."""
+        request = alert_pb2.ListInterventionsRequest(
+            student_id=student_id,
+            alert_id=alert_id,
+            teacher_id=teacher_id,
+            classroom_id=classroom_id,
+            page_size=page_size,
+            consistency=consistency,
+        )
+        while True:
+            page = await self._connection.call(lambda peer: peer.alerts.ListInterventions, request)
+            for intervention in page.interventions:
+                yield intervention
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token

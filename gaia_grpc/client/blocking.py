@@ -149,6 +149,8 @@ class BlockingAlerts(Facade[AlertsApi]):
     acknowledge = blocking(AlertsApi.acknowledge)
     snooze = blocking(AlertsApi.snooze)
     resolve = blocking(AlertsApi.resolve)
+    intervene = blocking(AlertsApi.intervene)
+    interventions = listing(AlertsApi.interventions)
 
 
 class BlockingLocks(Facade[LocksApi]):

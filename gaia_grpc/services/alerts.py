@@ -12,6 +12,7 @@ from gaia_grpc.services.alert_feed import AlertFeed
 from gaia_grpc.services.deadlines import Context
 from gaia_grpc.services.ingress import Ingress
 from gaia_grpc.services.listing import read_page
+from gaia_grpc.services.task_specs import milliseconds
 
 
 class AlertService(alert_pb2_grpc.AlertServiceServicer):
@@ -53,6 +54,22 @@ class AlertService(alert_pb2_grpc.AlertServiceServicer):
             alert=outcome.result.alert, term=outcome.term, applied_index=outcome.index
         )
 
+    async def SnoozeAlert(
+        self, request: alert_pb2.SnoozeAlertRequest, context: Context
+    ) -> alert_pb2.SnoozeAlertResponse:
+        """A teacher mutes it for a time."""
+        self._ingress.check(request)
+        body = command_pb2.SnoozeAlert(
+            alert_id=request.alert_id,
+            teacher_id=request.teacher_id,
+            duration_ms=milliseconds(request.duration),
+        )
+        command = command_pb2.Command(snooze_alert=body)
+        outcome = await self._ingress.submit(context, command, request.request_id)
+        return alert_pb2.SnoozeAlertResponse(
+            alert=outcome.result.alert, term=outcome.term, applied_index=outcome.index
+        )
+
     async def ResolveAlert(
         self, request: alert_pb2.ResolveAlertRequest, context: Context
     ) -> alert_pb2.ResolveAlertResponse:
@@ -66,3 +83,34 @@ class AlertService(alert_pb2_grpc.AlertServiceServicer):
         return alert_pb2.ResolveAlertResponse(
             alert=outcome.result.alert, term=outcome.term, applied_index=outcome.index
         )
+
+    async def RecordIntervention(
+        self, request: alert_pb2.RecordInterventionRequest, context: Context
+    ) -> alert_pb2.RecordInterventionResponse:
+        """A teacher did something."""
+        self._ingress.check(request)
+        body = command_pb2.RecordIntervention(
+            alert_id=request.alert_id,
+            student_id=request.student_id,
+            teacher_id=request.teacher_id,
+            kind=request.kind,
+            note=request.note,
+            app_name=request.app_name,
+            timeline_id=request.timeline_id,
+        )
+        command = command_pb2.Command(record_intervention=body)
+        outcome = await self._ingress.submit(context, command, request.request_id)
+        return alert_pb2.RecordInterventionResponse(
+            intervention=outcome.result.intervention,
+            term=outcome.term,
+            applied_index=outcome.index,
+        )
+
+    async def ListInterventions(
+        self, request: alert_pb2.ListInterventionsRequest, context: Context
+    ) -> alert_pb2.ListInterventionsResponse:
+        """Reads a page of interventions."""
+        self._ingress.check(request)
+        query = query_pb2.Query(list_interventions=request)
+        page: alert_pb2.ListInterventionsResponse = await read_page(self._ingress, context, query)
+        return page

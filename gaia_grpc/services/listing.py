@@ -21,6 +21,7 @@ RECORDS_PER_READ: Mapping[str, tuple[str, int]] = {
     "list_tasks": ("tasks", 100),
     "list_task_policies": ("policies", 100),
     "list_alerts": ("alerts", 100),
+    "list_interventions": ("interventions", 100),
     "list_locks": ("locks", 100),
     "list_classrooms": ("classrooms", 20),
     # Quantiles are computed when they are asked for.

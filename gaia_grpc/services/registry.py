@@ -53,11 +53,7 @@ SERVICES: Mapping[str, ServiceDescriptor] = {
 
 _LATER = "is part of the contract and not served yet"
 
-_NOT_SERVED_METHODS: Mapping[str, str] = {
-    "gaia.alert.v1.AlertService/SnoozeAlert": "AcknowledgeAlert mutes it for a while",
-    "gaia.alert.v1.AlertService/RecordIntervention": "ResolveAlert keeps a note meanwhile",
-    "gaia.alert.v1.AlertService/ListInterventions": "nothing records interventions yet",
-}
+_NOT_SERVED_METHODS: Mapping[str, str] = {}
 
 NOT_SERVED: Mapping[str, str] = {
     f"/{method}": f"{method} {_LATER}; {advice}" for method, advice in _NOT_SERVED_METHODS.items()

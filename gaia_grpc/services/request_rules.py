@@ -47,6 +47,7 @@ from gaia_grpc.state.packing import MAX_OMITTED, MAX_TIME_MS
 from gaia_grpc.state.rosters import MAX_STUDENTS, MAX_TEACHERS
 
 MAX_LEASE_MS = 7 * 24 * 3_600_000
+MAX_SNOOZE_MS = 24 * 3_600_000
 MAX_OMISSIONS = 100
 MAX_LABELS = 32
 MAX_SETTING_CHANGES = 100
@@ -204,6 +205,7 @@ def _alert_rules(page: Rule) -> Mapping[type[Message], Rules]:
             "teacher_id": optional_id,
             "min_severity": enum(alert_pb2.Severity.values()),
             "timeline_id": optional_id,
+            "kind": enum(alert_pb2.AlertKind.values()),
         }
     )
     change: Rules = {
@@ -227,6 +229,25 @@ def _alert_rules(page: Rule) -> Mapping[type[Message], Rules]:
         },
         alert_pb2.AcknowledgeAlertRequest: change,
         alert_pb2.ResolveAlertRequest: {**change, "note": NOTE},
+        alert_pb2.SnoozeAlertRequest: {**change, "duration": duration(MAX_SNOOZE_MS, least_ms=1)},
+        alert_pb2.RecordInterventionRequest: {
+            **change,
+            "alert_id": optional_id,
+            "student_id": required_id,
+            "kind": required_id,
+            "note": NOTE,
+            "app_name": optional_id,
+            "timeline_id": optional_id,
+        },
+        alert_pb2.ListInterventionsRequest: {
+            "student_id": optional_id,
+            "alert_id": optional_id,
+            "teacher_id": optional_id,
+            "classroom_id": optional_id,
+            "page_size": page,
+            "page_token": TOKEN,
+            "consistency": CONSISTENCY,
+        },
     }
 
 

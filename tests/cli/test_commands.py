@@ -284,6 +284,33 @@ def test_an_alert_is_acknowledged_and_resolved(gaia: Gaia) -> None:
     assert gaia("alerts", "resolve", "alert-0", "--teacher", "ms-frizzle")[0] == 1
 
 
+def test_an_alert_is_snoozed_and_answered(gaia: Gaia) -> None:
+    publish_errors(gaia, "cli-class-3", "cli-gil")
+    roster = ("--teachers", "ms-honey", "--students", "cli-gil")
+    assert gaia("classrooms", "put", "cli-class-3", *roster)[0] == 0
+    alert_id = answer(gaia, "alerts", "--teacher", "ms-honey", "--json")["alerts"][0]["alertId"]
+    by = ("--teacher", "ms-honey")
+    assert gaia("alerts", "snooze", alert_id, *by, "--for", "90s")[1] == f"{alert_id} open\n"
+    assert gaia("alerts", "snooze", alert_id, *by, "--for", "soon")[0] == 2
+    done = gaia("alerts", "intervene", "help", "--student", "cli-gil", *by, "--alert", alert_id)
+    assert done[1].startswith("intervention-")
+    table = gaia("alerts", "interventions", "--student", "cli-gil")[1]
+    assert re.search(rf" cli-gil +ms-honey +help +{alert_id} +5 of 5 wrong, 0\.\d\d +-", table)
+    assert gaia("alerts", "interventions", "--student", "nobody")[1] == "no interventions\n"
+    listed = answer(gaia, "alerts", "--student", "cli-gil", "--json")["alerts"][0]
+    assert (listed["state"], listed["interventions"]) == ("ALERT_STATE_ACKNOWLEDGED", 1)
+
+
+def test_operational_alerts_are_a_list_of_their_own(gaia: Gaia) -> None:
+    task_id = gaia("tasks", "enqueue", "cli.dead")[1].split()[0]
+    assert gaia("tasks", "enqueue", "cli.report", "--after", task_id)[0] == 0
+    assert gaia("tasks", "cancel", task_id)[0] == 0
+    table = gaia("alerts", "list", "--operational")[1]
+    assert re.search(r" task_dead_lettered +cli\.report +medium +open +1 +1 task", table)
+    watch = gaia("alerts", "watch", "--operational", "--after", "0", "--count", "1")[1]
+    assert "task_dead_lettered" in watch
+
+
 def test_a_task_is_cancelled_and_requeued(gaia: Gaia) -> None:
     task_id = gaia("tasks", "enqueue", "cli.cancel")[1].split()[0]
     assert re.search(r"^state +cancelled$", gaia("tasks", "cancel", task_id)[1], re.M)

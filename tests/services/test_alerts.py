@@ -269,3 +269,73 @@ async def test_a_stream_ends_with_its_cursor_when_the_peer_stops(serve: Serve) -
         assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
         assert failure.metadata["through_sequence"] == "1"
         await stopping
+
+
+# --- what teachers do -----------------------------------------------------------------------------
+
+
+async def test_an_alert_is_snoozed_and_an_intervention_is_kept_with_it(peer: ServedPeer) -> None:
+    await frustrate(peer, "ada")
+    alert = await first_alert(peer)
+    snooze = alert_pb2.SnoozeAlertRequest(alert_id=alert.alert_id, teacher_id="t-1")
+    refused = await failure_of(peer.alerts.SnoozeAlert(snooze, timeout=TIMEOUT_S))
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert list(refused.violations) == ["duration"]
+    snooze.duration.FromSeconds(600)
+    snoozed = await peer.alerts.SnoozeAlert(snooze, timeout=TIMEOUT_S)
+    assert snoozed.alert.muted_until_ms - snoozed.alert.detected_at_ms >= 600_000
+    assert snoozed.alert.state == alert_pb2.ALERT_STATE_OPEN
+    record = alert_pb2.RecordInterventionRequest(
+        alert_id=alert.alert_id,
+        student_id="ada",
+        teacher_id="t-1",
+        kind="encouragement",
+        note="well done\nso far",
+        request_id="r-1",
+    )
+    recorded = await peer.alerts.RecordIntervention(record, timeout=TIMEOUT_S)
+    again = await peer.alerts.RecordIntervention(record, timeout=TIMEOUT_S)
+    assert again.intervention == recorded.intervention
+    assert recorded.intervention.before.errors == 5
+    assert recorded.applied_index == peer.node.machine.applied_index - 1
+    listed = alert_pb2.ListInterventionsRequest(alert_id=alert.alert_id)
+    found = (await peer.alerts.ListInterventions(listed, timeout=TIMEOUT_S)).interventions
+    assert list(found) == [recorded.intervention]
+    assert (await first_alert(peer)).interventions == 1
+
+
+async def test_an_unknown_kind_of_intervention_is_refused(peer: ServedPeer) -> None:
+    record = alert_pb2.RecordInterventionRequest(student_id="a", teacher_id="t", kind="shouting")
+    failure = await failure_of(peer.alerts.RecordIntervention(record, timeout=TIMEOUT_S))
+    assert failure.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert list(failure.violations) == ["kind"]
+
+
+async def test_pages_of_interventions_hold_as_many_as_asked_for(peer: ServedPeer) -> None:
+    record = alert_pb2.RecordInterventionRequest(student_id="a", teacher_id="t", kind="help")
+    for _ in range(5):
+        await peer.alerts.RecordIntervention(record, timeout=TIMEOUT_S)
+    request = alert_pb2.ListInterventionsRequest(page_size=3)
+    first = await peer.alerts.ListInterventions(request, timeout=TIMEOUT_S)
+    request.page_token = first.next_page_token
+    second = await peer.alerts.ListInterventions(request, timeout=TIMEOUT_S)
+    ids = [each.intervention_id for each in [*first.interventions, *second.interventions]]
+    assert ids == [f"intervention-{number}" for number in range(5, 0, -1)]
+    assert second.next_page_token == ""
+
+
+async def test_operational_alerts_are_a_stream_of_their_own(peer: ServedPeer) -> None:
+    operational = alert_pb2.AlertFilter(kind=alert_pb2.ALERT_KIND_OPERATIONAL)
+    stream = subscribe(peer, after_sequence=0, filter=operational)
+    students = subscribe(peer, after_sequence=0)
+    assert not (await stream.read()).HasField("event")
+    assert not (await students.read()).HasField("event")
+    report = command_pb2.ReportPeer(node_id="n3", lost=True)
+    command = command_pb2.Command(report_peer=report)
+    await peer.node.propose(command.SerializeToString(), timeout_s=TIMEOUT_S)
+    await frustrate(peer, "ada")
+    event = (await stream.read()).event
+    assert (event.alert.pattern, event.alert.subject, event.pushed) == ("peer_lost", "n3", True)
+    assert (await students.read()).event.alert.student_id == "ada"
+    stream.cancel()
+    students.cancel()
