@@ -11,7 +11,8 @@ from gaia.metrics.v1 import metrics_pb2
 from gaia_grpc.errors import InvalidArgumentError
 from gaia_grpc.services.deadlines import Context, log_timeout_s
 from gaia_grpc.services.ingress import Ingress
-from gaia_grpc.services.publishing import Publisher, Submission, invalid_result
+from gaia_grpc.services.publishing import Publisher, Submission
+from gaia_grpc.services.refused_batches import invalid_result
 
 READ_AHEAD_REQUESTS = 64
 """Batches of one stream that are not answered; beyond it, or where the peer has no room for more

@@ -12,7 +12,8 @@ from gaia_grpc.services.deadlines import Context, log_timeout_s
 from gaia_grpc.services.ingress import Ingress
 from gaia_grpc.services.listing import read_page
 from gaia_grpc.services.metric_stream import MetricStream
-from gaia_grpc.services.publishing import Publisher, batch_refusal
+from gaia_grpc.services.publishing import Publisher
+from gaia_grpc.services.refused_batches import batch_refusal
 
 
 class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):

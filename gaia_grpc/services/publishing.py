@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -39,17 +39,8 @@ MAX_ERROR_BATCHES_PER_COMMAND = 8
 would keep every peer from its heartbeats for seconds."""
 MAX_COMMANDS_IN_LOG = 4
 """While so many are on their way, batches gather for a fuller one."""
-FULL_RETRY_MS = 1_000
-"""For a batch that the state has no room for now."""
 PACK_SLICE_NS = 2_000_000
 """After this long of packing the loop gets its turn: peers wait for heartbeats."""
-
-_REFUSED: Mapping[str, Callable[..., errors.GaiaError]] = {
-    errors.AlreadyExistsError.reason: errors.AlreadyExistsError,
-    errors.OutOfRangeError.reason: errors.OutOfRangeError,
-    errors.ResourceExhaustedError.reason: errors.ResourceExhaustedError,
-    errors.InvalidArgumentError.reason: errors.InvalidArgumentError,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,32 +364,3 @@ class Publisher:
         stats.late += result.late_count
         stats.sampled += result.sampled_count
         stats.rejected += len(rejected)
-
-
-def batch_refusal(result: metrics_pb2.BatchResult) -> errors.GaiaError | None:
-    """The error that a refused batch stands for; None where it was stored."""
-    if result.status != metrics_pb2.BATCH_STATUS_REFUSED:
-        return None
-    refused = _REFUSED.get(result.reason, errors.FailedPreconditionError)
-    error = refused(
-        result.message,
-        reason=result.reason,
-        metadata={"source_id": result.source_id, "sequence": str(result.sequence)},
-    )
-    if isinstance(error, errors.ResourceExhaustedError):
-        error.retry_after_ms = FULL_RETRY_MS
-    return error
-
-
-def invalid_result(
-    batch: metrics_pb2.MetricBatch, error: errors.InvalidArgumentError
-) -> metrics_pb2.BatchResult:
-    """The result of a batch of a stream that is not well formed."""
-    return metrics_pb2.BatchResult(
-        source_id=batch.source_id,
-        source_epoch=batch.source_epoch,
-        sequence=batch.sequence,
-        status=metrics_pb2.BATCH_STATUS_REFUSED,
-        reason=error.instance_reason,
-        message=error.message,
-    )

@@ -19,11 +19,8 @@ from gaia_grpc.services.metric_gate import (
     UNKNOWN_RETRY_MS,
     MetricGate,
 )
-from gaia_grpc.services.publishing import (
-    FULL_RETRY_MS,
-    MAX_COMMANDS_IN_LOG,
-    MAX_PARTS_PER_COMMAND,
-)
+from gaia_grpc.services.publishing import MAX_COMMANDS_IN_LOG, MAX_PARTS_PER_COMMAND
+from gaia_grpc.services.refused_batches import FULL_RETRY_MS
 from gaia_grpc.services.sampling import LOWEST_CLASSES, sample
 from gaia_grpc.services.turns import STEPS_IN_A_ROUND, Turns
 from gaia_grpc.state.channels import PLACES_OF

@@ -13,7 +13,8 @@ from gaia.metrics.v1 import metrics_pb2
 from gaia_grpc import errors
 from gaia_grpc.raft.types import EntryKind
 from gaia_grpc.services.classroom_watch import LEAST_PAUSE_S, READ_SHARE, ReadBudget
-from gaia_grpc.services.publishing import MAX_METRICS_PER_COMMAND, batch_refusal
+from gaia_grpc.services.publishing import MAX_METRICS_PER_COMMAND
+from gaia_grpc.services.refused_batches import batch_refusal
 from tests.state.snapshots import restored, whole_snapshot
 from tests.support.fake_node import FakeNode
 from tests.support.served_peer import TIMEOUT_S, ServedPeer, eventually, failure_of
