@@ -28,12 +28,15 @@ from gaia_grpc.state.channels import ERROR_TYPES
 from gaia_grpc.state.context import Context
 from gaia_grpc.state.episodes import Episode, EpisodeKey, Episodes, next_tick
 from gaia_grpc.state.pattern_rules import (
+    EXCESSIVE_CORRECTIONS,
     GROUPS,
     MIXED_STRUGGLE,
+    REPEATED_CORRECTIONS,
     STRUGGLE_GROUP,
     Touched,
     find,
     read_limits,
+    span_of,
 )
 from gaia_grpc.state.patterns import Finding, assess
 from gaia_grpc.state.snapshot import Part, records_section
@@ -44,6 +47,7 @@ from gaia_grpc.state.windows import StudentWindow
 TIMER: Final = "alert"
 MEDIUM: Final = int(alert_pb2.SEVERITY_MEDIUM)
 CRITICAL: Final = int(alert_pb2.SEVERITY_CRITICAL)
+MAY_PUSH: Final = (alert_pb2.ALERT_CHANGE_OPENED, alert_pb2.ALERT_CHANGE_SEVERITY_RAISED)
 
 
 class AlertEpisodes:
@@ -90,21 +94,14 @@ class AlertEpisodes:
     ) -> None:
         """Metrics of these types and times came into a window."""
         if self._context.feature_level < LIFE_LEVEL:
-            times = [
-                time_ms
-                for metric_type, from_ms, to_ms in touched
-                if metric_type in ERROR_TYPES
-                for time_ms in (from_ms, to_ms)
-            ]
-            if times:
-                finding = assess(window, min(times), max(times), self._limits.errors)
-                if finding is not None:
-                    self._found(timeline, key, window, finding)
+            span = span_of(touched, ERROR_TYPES)
+            finding = assess(window, *span, self._limits.errors) if span else None
+            if finding is not None:
+                self._found(timeline, key, window, finding)
             return
-        opened = False
-        for finding in find(window, touched, self._limits):
-            opened = self._found(timeline, key, window, finding) or opened
-        if opened:
+        findings = find(window, touched, self._limits)
+        worse = [self._found(timeline, key, window, each) for each in findings]
+        if any(worse):
             self._mix(timeline, key, window)
         self._model.look(timeline, key, window)
 
@@ -163,7 +160,7 @@ class AlertEpisodes:
     # --- patterns
 
     def _found(self, timeline: Timeline, key: Key, window: StudentWindow, finding: Finding) -> bool:
-        """One group found something; whether an alert opened."""
+        """One group found something; whether an alert opened, or its pattern got more severe."""
         episode_key = (timeline.timeline_id, *key, finding.group)
         episode = self._episodes.get(episode_key)
         if episode is not None and not episode.is_open:
@@ -189,22 +186,31 @@ class AlertEpisodes:
             if severity > record.severity:
                 estimate = self._estimate(timeline, key, window, finding)
                 self._rewrite(record, episode, [finding], estimate, severity)
+            return True
+        if finding.pattern == EXCESSIVE_CORRECTIONS and not episode.mixed:
+            # The one pattern that is worse than another one of the same severity.
+            record = self._store.records[episode.number]
+            if record.message().pattern == REPEATED_CORRECTIONS:
+                estimate = self._estimate(timeline, key, window, finding)
+                self._rewrite(record, episode, [finding], estimate, record.severity)
         return False
 
     def _mix(self, timeline: Timeline, key: Key, window: StudentWindow) -> None:
-        """Two groups at once: the most severe of their alerts rises, once."""
-        standing = self._open_patterns(timeline.timeline_id, key)
-        if len(standing) < 2 or any(episode.mixed for episode in standing):
+        """Two groups at once: the worse of them stands one severity higher, whichever came first
+        and whichever rose first."""
+        standing = self._episodes.open_among(timeline.timeline_id, key, GROUPS)
+        if len(standing) < 2:
             return
-        worst = min(standing, key=self._rank)
-        record = self._store.records[worst.number]
-        if record.severity == CRITICAL:
+        worst = min(standing, key=lambda each: (-each.severity, each.number))
+        wanted = min(worst.severity + 1, CRITICAL)
+        if any(each.mixed and self._own(each) >= wanted for each in standing):
             return
         self._episodes.frozen.changing(worst.number)
         worst.mixed = True
-        findings = self._standing(timeline, key, window, worst)
+        record = self._store.records[worst.number]
+        found = self._standing(timeline, key, window, worst)
         estimate = self._model.estimate(window, key[1], timeline.clock_ms)
-        self._rewrite(record, worst, findings, estimate, record.severity + 1)
+        self._rewrite(record, worst, found, estimate, max(wanted, record.severity))
 
     def _standing(
         self, timeline: Timeline, key: Key, window: StudentWindow, first: Episode
@@ -212,18 +218,11 @@ class AlertEpisodes:
         """What the patterns with open alerts find by now, that of one episode first."""
         now_ms = self._store.clock_ms(timeline.timeline_id)
         from_ms = now_ms - self._limits.window_ms + 1
-        touched = [(metric_type, from_ms, now_ms) for metric_type in sorted(window.series)]
-        groups = {episode.key[3] for episode in self._open_patterns(timeline.timeline_id, key)}
+        touched = [(name, from_ms, now_ms) for name in sorted(window.series)]
+        standing = self._episodes.open_among(timeline.timeline_id, key, GROUPS)
+        groups = {each.key[3] for each in standing}
         found = [each for each in find(window, touched, self._limits) if each.group in groups]
         return sorted(found, key=lambda each: each.group != first.key[3])
-
-    def _open_patterns(self, timeline_id: str, key: Key) -> list[Episode]:
-        found = [self._episodes.get((timeline_id, *key, group)) for group in GROUPS]
-        return [episode for episode in found if episode is not None and episode.is_open]
-
-    def _rank(self, episode: Episode) -> tuple[int, int]:
-        """The most severe first; ties: the oldest."""
-        return -self._store.records[episode.number].severity, episode.number
 
     def _own(self, episode: Episode) -> int:
         """What the pattern itself says; the model's own episodes have none."""
@@ -238,8 +237,10 @@ class AlertEpisodes:
         own = self._episodes.get((timeline_id, *key, STRUGGLE_GROUP))
         if own is not None and own.is_open:
             return own
-        standing = self._open_patterns(timeline_id, key)
-        return min(standing, key=self._rank) if standing else None
+        standing = self._episodes.open_among(timeline_id, key, GROUPS)
+        records = self._store.records
+        standing.sort(key=lambda each: (-records[each.number].severity, each.number))
+        return standing[0] if standing else None
 
     def _held(self, episode: Episode) -> bool:
         """Whether the model keeps a pattern's alert open."""
@@ -289,17 +290,9 @@ class AlertEpisodes:
 
     def _is_quiet(self, timeline: Timeline, key: Key, severity: int) -> bool:
         """Whether an episode of any group ended a short time ago and was as severe."""
-        now_ms = self._store.clock_ms(timeline.timeline_id)
-        for group in (*GROUPS, STRUGGLE_GROUP):
-            episode = self._episodes.get((timeline.timeline_id, *key, group))
-            if (
-                episode is not None
-                and not episode.is_open
-                and now_ms < episode.closed_ms + self._cooldown_ms
-                and severity <= max(episode.severity, episode.peak)
-            ):
-                return True
-        return False
+        after_ms = self._store.clock_ms(timeline.timeline_id) - self._cooldown_ms
+        groups = (*GROUPS, STRUGGLE_GROUP)
+        return severity <= self._episodes.ended_after(timeline.timeline_id, key, groups, after_ms)
 
     # --- records
 
@@ -334,8 +327,7 @@ class AlertEpisodes:
         if self._context.feature_level >= LIFE_LEVEL:
             self._care.begin(alert)
         record = self._store.new(alert)
-        opened_ms = timeline.clock_ms
-        episode = Episode(record.number, key, severity, opened_ms, hold_until_ms)
+        episode = Episode(record.number, key, severity, timeline.clock_ms, hold_until_ms)
         self._episodes.add(episode)
         self._schedule_next(episode)
         self._emit(record, episode, alert, alert_pb2.ALERT_CHANGE_OPENED)
@@ -350,7 +342,11 @@ class AlertEpisodes:
     ) -> None:
         """The alert is as severe as that now, and says why."""
         alert = record.message()
-        raised = severity > record.severity
+        change: Change = alert_pb2.ALERT_CHANGE_UPDATED
+        if severity != record.severity:
+            change = alert_pb2.ALERT_CHANGE_SEVERITY_LOWERED
+            if severity > record.severity:
+                change = alert_pb2.ALERT_CHANGE_SEVERITY_RAISED
         alert.severity = alert_pb2.Severity.ValueType(severity)
         if findings and findings[0].group == episode.key[3]:
             alert.pattern = findings[0].pattern
@@ -358,14 +354,7 @@ class AlertEpisodes:
             alert.pattern = MIXED_STRUGGLE
         if estimate is not None:
             self._model.describe(alert, findings, estimate, self._limits.window_ms)
-        self._emit(
-            record,
-            episode,
-            alert,
-            alert_pb2.ALERT_CHANGE_SEVERITY_RAISED
-            if raised
-            else alert_pb2.ALERT_CHANGE_SEVERITY_LOWERED,
-        )
+        self._emit(record, episode, alert, change)
 
     def _emit(
         self, record: AlertRecord, episode: Episode, alert: alert_pb2.Alert, change: Change
@@ -380,7 +369,7 @@ class AlertEpisodes:
         if episode.key[3] == STRUGGLE_GROUP and alert.severity > episode.severity:
             episode.severity = alert.severity
         model_says = self._model.severity(episode.key[0], (episode.key[1], episode.key[2]))
-        notify = change != alert_pb2.ALERT_CHANGE_SEVERITY_LOWERED and (
+        notify = change in MAY_PUSH and (
             is_pushed(alert.severity, alert.confidence) or model_says >= MEDIUM
         )
         self._care.tell(record, alert, change, notify=notify)

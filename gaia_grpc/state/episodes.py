@@ -10,6 +10,7 @@ Context-free: what happens at its times is decided by its owner (alerts.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -76,6 +77,27 @@ class Episodes:
     def get(self, key: EpisodeKey) -> Episode | None:
         """The episode of a key, open or in its quiet time."""
         return self._by_key.get(key)
+
+    def open_among(
+        self, timeline_id: str, key: tuple[str, str], groups: Sequence[str]
+    ) -> list[Episode]:
+        """The open ones of a student in an app, of these groups and in their order."""
+        found = [self._by_key.get((timeline_id, *key, group)) for group in groups]
+        return [episode for episode in found if episode is not None and episode.is_open]
+
+    def ended_after(
+        self, timeline_id: str, key: tuple[str, str], groups: Sequence[str], after_ms: int
+    ) -> int:
+        """The highest severity of those that ended after a time; 0 where none did."""
+        found = [self._by_key.get((timeline_id, *key, group)) for group in groups]
+        return max(
+            [
+                max(episode.severity, episode.peak)
+                for episode in found
+                if episode is not None and not episode.is_open and episode.closed_ms > after_ms
+            ],
+            default=0,
+        )
 
     def by_number(self, number: int) -> Episode:
         """The episode of an alert that is open or in its quiet time."""

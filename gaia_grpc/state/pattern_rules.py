@@ -99,11 +99,11 @@ def read_limits(settings: Settings) -> PatternLimits:
 def find(window: StudentWindow, touched: Touched, limits: PatternLimits) -> list[Finding]:
     """What stands in the windows that the metrics of a batch are part of: at most one finding a
     group, in the order of `GROUPS`."""
-    errors = _span(touched, ERROR_TYPES)
+    errors = span_of(touched, ERROR_TYPES)
     # An error makes a pattern beside it more severe, so it is looked at again.
-    corrections = _span(touched, (*CORRECTION_TYPES, *ERROR_TYPES))
-    pauses = _span(touched, (*IDLE_TYPES, *ERROR_TYPES))
-    accuracies = _span(touched, (ACCURACY_TYPE,))
+    corrections = span_of(touched, (*CORRECTION_TYPES, *ERROR_TYPES))
+    pauses = span_of(touched, (*IDLE_TYPES, *ERROR_TYPES))
+    accuracies = span_of(touched, (ACCURACY_TYPE,))
     found = (
         assess(window, *errors, limits.errors) if errors else None,
         find_corrections(window, corrections, limits) if corrections else None,
@@ -113,7 +113,7 @@ def find(window: StudentWindow, touched: Touched, limits: PatternLimits) -> list
     return [finding for finding in found if finding is not None]
 
 
-def _span(touched: Touched, types: Sequence[str]) -> Span | None:
+def span_of(touched: Touched, types: Sequence[str]) -> Span | None:
     """Earliest and latest time of some types."""
     spans = [(from_ms, to_ms) for name, from_ms, to_ms in touched if name in types]
     if not spans:

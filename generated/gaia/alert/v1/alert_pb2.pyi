@@ -118,6 +118,8 @@ class _AlertChangeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AlertChan
     """Pushed now: the teachers' push budget was used up when it was raised."""
     ALERT_CHANGE_RECURRED: _AlertChange.ValueType  # 11
     """Of an operational alert: it happened again."""
+    ALERT_CHANGE_UPDATED: _AlertChange.ValueType  # 12
+    """What it says is another pattern now, with the same severity; never a push."""
 
 class AlertChange(_AlertChange, metaclass=_AlertChangeEnumTypeWrapper):
     """AlertChange says what an event changed."""
@@ -148,6 +150,8 @@ ALERT_CHANGE_PUSHED: AlertChange.ValueType  # 10
 """Pushed now: the teachers' push budget was used up when it was raised."""
 ALERT_CHANGE_RECURRED: AlertChange.ValueType  # 11
 """Of an operational alert: it happened again."""
+ALERT_CHANGE_UPDATED: AlertChange.ValueType  # 12
+"""What it says is another pattern now, with the same severity; never a push."""
 Global___AlertChange: _TypeAlias = AlertChange  # noqa: Y015
 
 class _AlertKind:
