@@ -103,8 +103,7 @@ class MetricsApi:
         Raises:
             InvalidArgumentError: no student or no app was named.
         """
-        if not student_id or not app_name:
-            raise InvalidArgumentError(f"{'app_name' if student_id else 'student_id'} is required")
+        _require(student_id=student_id, app_name=app_name)
         self._buffers_made += 1
         number = self._buffers_made
         if spool is not None:
@@ -385,3 +384,10 @@ class MetricsApi:
 
 def _whole(directory: str | Path) -> Path:
     return Path(directory).expanduser().resolve()
+
+
+def _require(**names: str) -> None:
+    """Raises where one is empty: every metric would be refused, and only counters would tell."""
+    for name, value in names.items():
+        if not value:
+            raise InvalidArgumentError(f"{name} is required")
