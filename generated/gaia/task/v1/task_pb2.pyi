@@ -433,8 +433,8 @@ class NewTask(_message.Message):
 
     @_builtins.property
     def depends_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Tasks that must be COMPLETED first; at most 64. In a batch, `#0` names its first task and so on;
-        only tasks before this one can be named.
+        """Tasks that must be COMPLETED first; at most 64, and 10,000 in a whole batch. There, `#0`
+        names its first task and so on; only tasks before this one can be named.
         """
 
     def __init__(
