@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
 from gaia.alert.v1 import alert_pb2
+from gaia.metrics.v1 import metrics_pb2
 
 from gaia_grpc.client import AlertListener, Client
 from gaia_grpc.errors import FailedPreconditionError, NotFoundError
@@ -31,6 +33,22 @@ async def frustrate(client: Client, student: str, classroom: str, errors: int = 
     for _ in range(errors):
         buffer.record("error")
     await buffer.close()
+
+
+async def burst(client: Client, students: Sequence[str], classroom: str) -> None:
+    """Five errors of each student, in one call."""
+    await client.metrics.publish(
+        metrics_pb2.MetricBatch(
+            source_id=student,
+            source_epoch=1,
+            sequence=1,
+            classroom_id=classroom,
+            student_id=student,
+            app_name="math",
+            metrics=[metrics_pb2.Metric(metric_type="error", value=1.0)] * 5,
+        )
+        for student in students
+    )
 
 
 async def opened(listener: AlertListener, count: int, timeout: float = 15) -> list[str]:
@@ -297,6 +315,106 @@ async def test_alert_a3_classroom_metrics_come_every_five_seconds_and_on_change(
     assert all(4.9 < gap < 9 for gap in gaps)
     await updates.aclose()
     await busy.aclose()
+
+
+KINDS = ("help", "encouragement", "feedback", "reassign", "referral")
+
+
+async def test_alert_a4_interventions_are_stored_linked_and_found(
+    cluster3: Served, client3: Client
+) -> None:
+    """All kinds, on any peer: to the alert, the student, the teacher and the classroom."""
+    await frustrate(client3, "a4-student", "a4")
+    [alert] = [one async for one in client3.alerts.list(classroom_id="a4")]
+    async with client3.alerts.listen(classroom_id="a4") as listener:
+        stored = [
+            (
+                await client3.alerts.intervene(
+                    kind,
+                    student_id="a4-student",
+                    teacher_id="a4-teacher",
+                    alert_id=alert.alert_id,
+                    note=f"{kind} at the desk",
+                )
+            ).intervention
+            for kind in KINDS
+        ]
+        events = [await listener.next(5) for _ in KINDS]
+    changes = {event.change for event in events if event}
+    assert alert_pb2.ALERT_CHANGE_INTERVENTION in changes
+    assert len({one.intervention_id for one in stored}) == len(KINDS)
+    assert [one.kind for one in stored] == list(KINDS)
+    for one in stored:
+        assert (one.alert_id, one.classroom_id, one.app_name) == (alert.alert_id, "a4", "math")
+        assert one.before.errors == 5
+        assert not one.HasField("after")
+    newest_first = stored[::-1]
+    api = client3.alerts
+    for found in (
+        api.interventions(alert_id=alert.alert_id),
+        api.interventions(student_id="a4-student"),
+        api.interventions(teacher_id="a4-teacher"),
+        api.interventions(classroom_id="a4"),
+    ):
+        assert [one async for one in found] == newest_first
+    assert [one async for one in api.interventions(student_id="a4-nobody")] == []
+    [after] = [one async for one in client3.alerts.list(classroom_id="a4")]
+    assert after.state == alert_pb2.ALERT_STATE_ACKNOWLEDGED
+    assert after.interventions == len(KINDS)
+    assert after.muted_until_ms > 0
+    await cluster3.aio.assert_equal_logs_and_hashes()
+
+
+async def test_defect_25_interventions_of_one_second_are_all_kept(client3: Client) -> None:
+    """They were keyed by the second, and stored nowhere: at once, and each repeated with its
+    request_id, they are one record each."""
+    calls = [
+        client3.alerts.intervene(
+            "help", student_id="d25-student", teacher_id=f"d25-{number}", request_id=f"d25-{number}"
+        )
+        for number in range(20)
+        for _ in range(2)
+    ]
+    answers = await asyncio.gather(*calls)
+    ids = {answer.intervention.intervention_id for answer in answers}
+    assert len(ids) == 20
+    kept = [one async for one in client3.alerts.interventions(student_id="d25-student")]
+    assert {one.intervention_id for one in kept} == ids
+    assert {one.teacher_id for one in kept} == {f"d25-{number}" for number in range(20)}
+    assert len({one.create_time.ToMilliseconds() // 1_000 for one in kept}) < 20
+
+
+async def test_defect_16_a_storm_of_metrics_is_no_storm_of_alerts(client3: Client) -> None:
+    """The original sent an event for every further metric in the window, to everybody."""
+    async with client3.alerts.listen(classroom_id="d16") as listener:
+        for _ in range(30):
+            await frustrate(client3, "d16", "d16", errors=20)
+        events = []
+        while (event := await listener.next(0.5)) is not None:
+            events.append(event)
+    opened = [event for event in events if event.change == alert_pb2.ALERT_CHANGE_OPENED]
+    assert [event.alert.pattern for event in opened] == ["excessive_errors"]
+    assert sum(event.pushed for event in events) <= 3
+    assert len(events) <= 4
+
+
+@pytest.mark.embedded_only
+async def test_defect_17_events_of_a_burst_reach_a_slow_reader_over_a_stop(
+    cluster3: Cluster, client3: Client
+) -> None:
+    """The bus and the hub dropped what their buffers had no room for, and fell over when they were
+    closed: 600 alerts at once, read a few at a time, while the peer that serves them stops."""
+    students = [f"d17-{number}" for number in range(600)]
+    async with client3.alerts.listen(classroom_id="d17", address=cluster3.addresses[2]) as slow:
+        for place in range(0, len(students), 200):
+            await burst(client3, students[place : place + 200], "d17")
+        got = await opened(slow, 50)
+        await cluster3.aio.terminate("n3")
+        await burst(client3, ["d17-late"], "d17")
+        got += await opened(slow, 551)
+        await cluster3.aio.restart("n3")
+    assert len(got) == len(set(got)) == 601
+    assert set(got) == {*students, "d17-late"}
 
 
 @pytest.mark.embedded_only

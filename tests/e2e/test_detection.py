@@ -28,6 +28,7 @@ from gaia_grpc.testing.traces import (
     typing,
 )
 from tests.e2e.support import report
+from tests.state.test_struggle import END_MS, GOLDEN, answers
 
 LONG = bool(os.environ.get("GAIA_LONG"))
 INJECTED = 1_000 if LONG else 200
@@ -325,3 +326,24 @@ async def test_detection_of_two_troubles_at_once_is_one_severity_higher(client3:
         assert (alert.pattern, alert.severity) == ("mixed_struggle", CRITICAL)
         others = [one for one in found[student] if one.alert_id != alert.alert_id]
         assert [one.severity for one in others] == [MEDIUM]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "app", "expected"), [row for row in GOLDEN if row[0].count("x") >= 3]
+)
+async def test_detection_confidence_is_that_of_the_golden_table(
+    client3: Client, pattern: str, app: str, expected: float
+) -> None:
+    """F7: the served figure is the documented model's, to the last digit, whatever the pattern."""
+    samples = [
+        (kind, value / 1_000_000, END_MS - time_ms) for kind, time_ms, value in answers(pattern)
+    ]
+    timeline = f"golden-{pattern}-{app}"
+    await publish(
+        client3,
+        [batch("golden", samples, classroom="g", app=app, timeline=timeline, sent_at_ms=END_MS)],
+    )
+    found = await records(client3, "g", timeline)
+    alert = next(one for one in found["golden"] if "errors" in one.pattern)
+    assert alert.confidence == expected
+    assert alert.model_version
