@@ -32,7 +32,7 @@ from tests.state.plain_metrics import Key, PlainMetrics
 from tests.support.metric_answers import assert_figures
 
 IS_LONG = bool(os.environ.get("GAIA_LONG"))
-EXAMPLES = 200 if IS_LONG else 10
+EXAMPLES = 200 if IS_LONG else 8
 TIMEOUT_S = 3_600 if IS_LONG else 60
 PHASES = [Phase.generate, Phase.shrink] if IS_LONG else [Phase.generate]
 """Smaller examples of a failure take longer than a test may."""
@@ -73,7 +73,7 @@ STEPS = st.one_of(
     st.tuples(
         st.just("many"),
         st.lists(BATCHES, min_size=2, max_size=12),
-        st.sampled_from(["transfer", "kill"]),
+        st.sampled_from(["transfer", "transfer", "kill"]),
     ),
 )
 NUMBERS = itertools.count(1)
