@@ -9,11 +9,12 @@ import pytest
 
 from tests.mutants.catalogue import ROOT, named_tests
 
-DEFECTS = (*range(1, 16), *range(17, 21), 24)
+DEFECTS = (*range(1, 21), 24, 25)
+DETECTOR_DEFECTS = range(1, 9)
 COMPLAINTS = range(1, 10)
 SCENARIOS = tuple(
     f"{area}{number}"
-    for area, count in (("C", 6), ("T", 8), ("M", 7))
+    for area, count in (("C", 6), ("T", 8), ("M", 7), ("A", 5), ("F", 8))
     for number in range(1, count + 1)
 )
 
@@ -28,7 +29,7 @@ def table() -> list[str]:
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_each_scenario_has_a_line_with_tests(scenario: str) -> None:
-    [line] = [line for line in table() if line.startswith(f"| {scenario} ")]
+    [line] = [line for line in table() if re.match(rf"\| (?:.*, )?{scenario} ", line)]
     assert re.search(r"`\S*test_\w+", line)
 
 
@@ -49,6 +50,11 @@ def matches(pattern: str) -> bool:
 @pytest.mark.parametrize("number", DEFECTS)
 def test_each_defect_of_the_original_has_a_named_test(number: int) -> None:
     assert any(name.startswith(f"test_defect_{number}_") for name in names())
+
+
+@pytest.mark.parametrize("number", DETECTOR_DEFECTS)
+def test_each_defect_of_the_detector_has_a_named_test(number: int) -> None:
+    assert any(name.startswith(f"test_detector_defect_{number}_") for name in names())
 
 
 @pytest.mark.parametrize("number", COMPLAINTS)
