@@ -134,9 +134,10 @@ class AlertListener:
         self._anchored = True
         self._cluster_id = message.cluster_id or self._cluster_id
         known = -1 if self._cursor is None else self._cursor
-        sequence = message.event.sequence if message.HasField("event") else 0
+        event = message.event if message.HasField("event") else None
+        sequence = 0 if event is None else event.sequence
         self._cursor = max(known, sequence, message.through_sequence)
-        return message.event if sequence > known else None
+        return event if sequence > known else None
 
     def __aiter__(self) -> AsyncIterator[alert_pb2.AlertEvent]:
         return self

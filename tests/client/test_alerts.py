@@ -245,3 +245,18 @@ async def test_without_any_peer_the_listener_gives_up_after_its_timeout(
         await peer.stop()
     with pytest.raises(UnavailableError):
         await listener.open()
+
+
+async def test_a_listener_that_nobody_opened_begins_with_an_event_too(
+    peers: Peers, connect: Connect
+) -> None:
+    """The first message says where the stream begins and is no event, also in an empty cluster."""
+    events = EventLog(*peers)
+    client = await connect(peers[0])
+    listener = client.alerts.listen()
+    assert await listener.next(timeout=0.2) is None
+    events.add()
+    event = await listener.next(timeout=10)
+    await listener.close()
+    assert event is not None
+    assert event.sequence == 1
