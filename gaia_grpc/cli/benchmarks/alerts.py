@@ -16,7 +16,6 @@ from gaia_grpc.cli.benchmarks.figures import Figure, quantile
 from gaia_grpc.cli.benchmarks.stream import (
     BATCHES_PER_CALL,
     CALLS_IN_FLIGHT,
-    METRICS_PER_BATCH,
     STUDENTS,
     make_requests,
     now_ms,
@@ -262,13 +261,11 @@ EVIDENCE = (
 
 
 async def detect(bed: Bed) -> list[Figure]:
-    """Metrics that are all evidence, published until they are acknowledged: all patterns and the
-    model have looked at them by then."""
+    """Metrics that are all evidence, a second's worth of a student in each batch, published until
+    they are acknowledged: all patterns and the model have looked at them by then."""
     metrics = [
-        metrics_pb2.Metric(
-            metric_type=EVIDENCE[place % len(EVIDENCE)][0], value=EVIDENCE[place % len(EVIDENCE)][1]
-        )
-        for place in range(METRICS_PER_BATCH)
+        metrics_pb2.Metric(metric_type=metric_type, value=value)
+        for metric_type, value in EVIDENCE * 2
     ]
     requests = make_requests(bed.name("class"), STUDENTS // BATCHES_PER_CALL, metrics)
     rate, cost = await publish_all(bed, requests, 5.0)
@@ -278,7 +275,7 @@ async def detect(bed: Bed) -> list[Figure]:
             rate,
             "/s",
             f"3 peers, fsync, 1 client, {CALLS_IN_FLIGHT} calls in flight, {BATCHES_PER_CALL} "
-            f"batches of {METRICS_PER_BATCH} a call, {STUDENTS:,} students, an episode of each",
+            f"batches of {len(metrics)} a call, {STUDENTS:,} students, an episode of each",
             higher_is_better=True,
             samples=cost.operations,
             operations=cost.operations,
