@@ -48,6 +48,8 @@ SPREAD: Final = 4
 """Students are packed over this part of a window, each at its own time."""
 VISIT_EVERY_MS: Final = 600_000
 VISITS_A_SWEEP: Final = 32
+TYPES_A_SWEEP: Final = 20_000
+"""Of all windows that it looks at; the student with whom it gets there is the last one."""
 SWEEP_STEP_MS: Final = 10_000
 SWEEP_AGAIN_MS: Final = 50
 SWEEP: Final = "history_sweep"
@@ -298,17 +300,19 @@ class Histories:
                 break
             self._count(past, before)
 
-    def _visit(self, past: TimelineHistory, history: KeyHistory) -> None:
-        """Forgets what has expired, and puts the student behind all others."""
+    def _visit(self, past: TimelineHistory, history: KeyHistory) -> int:
+        """Forgets what has expired, and puts the student behind all others; returns how many types
+        it looked at."""
         self._copies.changing(history)
         before = past.bytes
-        past.expire(history, self._clock_ms(past), self.retention)
+        looked_at = past.expire(history, self._clock_ms(past), self.retention)
         history.visited_ms = self._context.now_ms
         if history.ends_ms:
             past.keys.move_to_end(history.key)
         else:
             del past.keys[history.key]
         self._count(past, before)
+        return looked_at
 
     def _clock_ms(self, past: TimelineHistory) -> int:
         """Live, log time; elsewhere as far as the timeline has come."""
@@ -321,15 +325,18 @@ class Histories:
         past = self._timelines[LIVE]
         now_ms = self._context.now_ms
         past.sweep_due_ms = 0
+        left = TYPES_A_SWEEP
         for _ in range(VISITS_A_SWEEP):
             if not past.keys:
                 return
+            if left <= 0:
+                break
             history = next(iter(past.keys.values()))
             if history.visited_ms + VISIT_EVERY_MS > now_ms:
                 due_ms = history.visited_ms + VISIT_EVERY_MS
                 self._set_sweep(past, -(-due_ms // SWEEP_STEP_MS) * SWEEP_STEP_MS)
                 return
-            self._visit(past, history)
+            left -= self._visit(past, history)
         if past.keys:
             self._set_sweep(past, now_ms + SWEEP_AGAIN_MS)
 

@@ -216,12 +216,14 @@ class TimelineHistory:
             if self.expired(metric_type, end_ms, clock_ms, retention):
                 window.drop(metric_type)
 
-    def expire(self, history: KeyHistory, clock_ms: int, retention: Retention) -> None:
-        """Forgets what has expired of one student in one app; the caller has told the snapshot."""
+    def expire(self, history: KeyHistory, clock_ms: int, retention: Retention) -> int:
+        """Forgets what has expired of one student in one app; the caller has told the snapshot.
+        Returns how many types it looked at."""
         through_ms = max(self.floor_ms, clock_ms - retention.shortest_ms)
-        at = 0
+        at = looked_at = 0
         while at < len(history.ends_ms) and history.ends_ms[at] <= through_ms:
             end_ms = history.ends_ms[at]
+            looked_at += len(history.types[at])
             gone = [
                 name
                 for name in history.types[at]
@@ -235,3 +237,4 @@ class TimelineHistory:
                 self.trim(window, clock_ms, retention)
                 self.put(history, window)
             at += 1
+        return looked_at

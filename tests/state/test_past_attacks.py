@@ -184,3 +184,23 @@ def test_pages_end_after_a_bounded_number_of_types(monkeypatch: pytest.MonkeyPat
     students += [each.student_id for each in second.list_aggregates.aggregates]
     assert students == ["ana", "bo", "cy", "di"]
     assert not second.list_aggregates.next_page_token
+
+
+def test_a_sweep_looks_at_a_bounded_number_of_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A retention of one type makes it look at every type of every window."""
+    monkeypatch.setattr(history, "TYPES_A_SWEEP", 50)
+    lesson = Lesson(("metrics.type_retention", "keypress=1m"))
+    late = [lesson.now_ms - WINDOW_MS * number for number in range(3, 6)]
+    for student in ("ana", "bo", "cy", "di", "ed"):
+        samples = [(f"t{kind}", 1.0, at_ms) for kind in range(10) for at_ms in late]
+        lesson.publish(samples, student=student)
+    lesson.now_ms += 11 * MINUTE_MS
+    looks = []
+    while (due_ms := lesson.machine.next_due_ms()) is not None and due_ms <= lesson.now_ms:
+        lesson.do(advance_time={})
+        looked = lesson.metrics_table()._history.get("")
+        assert looked is not None
+        looks.append(sum(each.visited_ms == lesson.now_ms for each in looked.keys.values()))
+        lesson.now_ms += 50
+    assert looks == [2, 2, 1]
+    check_restored(lesson.entries, len(lesson.entries) - 2)
