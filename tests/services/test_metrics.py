@@ -164,7 +164,7 @@ async def test_a_command_holds_few_batches_of_errors_of_one_student(peer: Served
         batches.append(batch)
     response = await publish(peer, *batches, *(make_batch(number + 1) for number in range(20)))
     sizes = [len(command.publish_metrics.batches) for command in peer.node.commands]
-    assert sizes == [17, 23]
+    assert sorted(sizes) == [17, 23]  # which of the two comes first is the loop's choice
     accepted = [result.status for result in response.results]
     assert accepted == [metrics_pb2.BATCH_STATUS_ACCEPTED] * 40
 
