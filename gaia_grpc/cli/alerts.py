@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gaia_grpc.cli.alert_replay import replay_alerts
 from gaia_grpc.cli.options import (
     DEFAULT_CLUSTER,
     ClusterOption,
@@ -36,6 +37,7 @@ FIRST_INTERVAL_S = 0.05
 
 app = typer.Typer(help="Alerts of students who need help.", cls=ListByDefault,
                   rich_markup_mode=None)  # fmt: skip
+app.command("replay")(replay_alerts)
 
 ClassroomOption = Annotated[str, typer.Option("--classroom", help="Only of this classroom.")]
 StudentOption = Annotated[str, typer.Option("--student", help="Only of this student.")]
@@ -84,23 +86,7 @@ def list_alerts(
         print_json(found)
         return
     if operational:
-        print_table(
-            ("ALERT", "WHAT", "OF", "SEVERITY", "STATE", "TIMES", "WHY"),
-            (
-                (
-                    alert.alert_id,
-                    alert.pattern,
-                    alert.subject,
-                    enum_word(alert_pb2.Severity.Name, alert.severity, "SEVERITY"),
-                    enum_word(alert_pb2.AlertState.Name, alert.state, "ALERT_STATE"),
-                    alert.occurrences,
-                    alert.explanation,
-                )
-                for alert in found.alerts
-            ),
-            "no alerts",
-        )
-        print_cut_off(found, len(found.alerts), "")
+        _print_operational(found)
         return
     print_table(
         ("ALERT", "STUDENT", "APP", "PATTERN", "SEVERITY", "STATE", "CONFIDENCE", "WHY"),
@@ -311,6 +297,28 @@ def resolve_alert(
     request = alert_pb2.ResolveAlertRequest(alert_id=alert_id, teacher_id=teacher, note=note)
     alert = ask(cluster, lambda peer: peer.alerts.ResolveAlert, request).alert
     _print_alert(alert, json_output)
+
+
+def _print_operational(found: alert_messages.ListAlertsResponse) -> None:
+    from gaia.alert.v1 import alert_pb2
+
+    print_table(
+        ("ALERT", "WHAT", "OF", "SEVERITY", "STATE", "TIMES", "WHY"),
+        (
+            (
+                alert.alert_id,
+                alert.pattern,
+                alert.subject,
+                enum_word(alert_pb2.Severity.Name, alert.severity, "SEVERITY"),
+                enum_word(alert_pb2.AlertState.Name, alert.state, "ALERT_STATE"),
+                alert.occurrences,
+                alert.explanation,
+            )
+            for alert in found.alerts
+        ),
+        "no alerts",
+    )
+    print_cut_off(found, len(found.alerts), "")
 
 
 def _kind(operational: bool) -> alert_messages.AlertKind.ValueType:

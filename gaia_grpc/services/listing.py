@@ -28,6 +28,7 @@ RECORDS_PER_READ: Mapping[str, tuple[str, int]] = {
     "list_aggregates": ("aggregates", 20),
     # Packed records are unpacked then, and what is not packed yet is summed up.
     "get_history": ("windows", 20),
+    "list_detector_inputs": ("windows", 20),
 }
 """Body of the query -> the field that holds the records, and how many are read at once."""
 

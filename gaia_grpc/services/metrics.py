@@ -70,6 +70,17 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
         page: metrics_pb2.ListAggregatesResponse = await read_page(self._ingress, context, query)
         return page
 
+    async def ListDetectorInputs(
+        self, request: metrics_pb2.ListDetectorInputsRequest, context: Context
+    ) -> metrics_pb2.ListDetectorInputsResponse:
+        """Reads what the detector saw of a classroom."""
+        self._ingress.check(request)
+        query = query_pb2.Query(list_detector_inputs=request)
+        page: metrics_pb2.ListDetectorInputsResponse = await read_page(
+            self._ingress, context, query
+        )
+        return page
+
     async def GetHistory(
         self, request: metrics_pb2.GetHistoryRequest, context: Context
     ) -> metrics_pb2.GetHistoryResponse:

@@ -141,6 +141,13 @@ def _metric_rules(limits: LimitsConfig, page: Rule) -> Mapping[type[Message], Ru
         "metrics": Items({}, limits.max_metrics_per_batch),
         "omissions": Items(omission, MAX_OMISSIONS),
     }
+    room: Rules = {
+        "classroom_id": required_id,
+        "timeline_id": optional_id,
+        "page_size": page,
+        "page_token": TOKEN,
+        "consistency": CONSISTENCY,
+    }
     return {
         metrics_pb2.PublishMetricsRequest: {"batches": Items(batch, limits.max_batch_items, 1)},
         metrics_pb2.StreamMetricsRequest: {"batch": Part(batch)},
@@ -151,6 +158,7 @@ def _metric_rules(limits: LimitsConfig, page: Rule) -> Mapping[type[Message], Ru
             "at_ms": whole(0, MAX_TIME_MS),
             "consistency": CONSISTENCY,
         },
+        metrics_pb2.ListDetectorInputsRequest: {**room, "start_ms": whole(0, MAX_TIME_MS)},
         metrics_pb2.GetHistoryRequest: {
             "student_id": required_id,
             "app_name": required_id,
@@ -161,13 +169,7 @@ def _metric_rules(limits: LimitsConfig, page: Rule) -> Mapping[type[Message], Ru
             "page_token": TOKEN,
             "consistency": CONSISTENCY,
         },
-        metrics_pb2.ListAggregatesRequest: {
-            "classroom_id": required_id,
-            "timeline_id": optional_id,
-            "page_size": page,
-            "page_token": TOKEN,
-            "consistency": CONSISTENCY,
-        },
+        metrics_pb2.ListAggregatesRequest: room,
         metrics_pb2.WatchClassroomRequest: {
             "classroom_id": required_id,
             "timeline_id": optional_id,

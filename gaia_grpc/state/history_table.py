@@ -27,6 +27,8 @@ from gaia_grpc.state.timelines import Key, Timelines
 from gaia_grpc.state.windows import standard_deviation
 
 FOREVER: Final = 1 << 62
+SEPARATOR: Final = "\n"
+"""In page tokens; no id can hold it."""
 PAGE_METRICS: Final = 2_000
 """A page ends after so many types, short and with a token: some 20 ms."""
 
@@ -42,6 +44,7 @@ class HistoryTable:
         self.queries: Mapping[str, QueryHandler] = {
             "get_history": self.get_history,
             "detector_inputs": self.detector_inputs,
+            "list_detector_inputs": self.list_detector_inputs,
         }
         self.parts: Sequence[Part] = histories.sections()
 
@@ -115,6 +118,66 @@ class HistoryTable:
                     column.counts.append(count)
                     column.sums.append(total)
         return query_pb2.QueryResult(detector_inputs=answer)
+
+    def list_detector_inputs(
+        self, body: metrics_pb2.ListDetectorInputsRequest, now_ms: int
+    ) -> query_pb2.QueryResult:
+        """The same of all students of a classroom, by student, app and time."""
+        self._check_level("list_detector_inputs")
+        if not body.classroom_id:
+            raise invalid("classroom_id", "classroom_id is empty")
+        size = page_tokens.page_size(body.page_size)
+        after: tuple[str, str, int] = ("", "", 0)
+        token = page_tokens.decode(body, body.page_token)
+        if token:
+            try:
+                student_id, app_name, end_ms = token.split(SEPARATOR)
+                after = (student_id, app_name, int(end_ms))
+            except ValueError:
+                raise invalid("page_token", "the page_token is not one of this list") from None
+        clock_ms = self._clock_ms(body.timeline_id, now_ms)
+        answer = metrics_pb2.ListDetectorInputsResponse()
+        for key in self._keys(body.timeline_id, body.classroom_id, after[:2]):
+            start_ms = max(body.start_ms or AT_ALL_TIMES, after[2] if key == after[:2] else 0)
+            for window in self._windows(body.timeline_id, key, clock_ms, start_ms):
+                if window.start_ms >= clock_ms:
+                    break
+                if not window.inputs:
+                    continue
+                if len(answer.windows) == size:
+                    last = answer.windows[-1]
+                    place = (last.student_id, last.app_name, str(last.end_ms))
+                    answer.next_page_token = page_tokens.encode(body, SEPARATOR.join(place))
+                    return query_pb2.QueryResult(list_detector_inputs=answer)
+                found = answer.windows.add(
+                    student_id=key[0],
+                    app_name=key[1],
+                    start_ms=window.start_ms,
+                    end_ms=window.end_ms,
+                )
+                for at in sorted(window.inputs):
+                    column = found.channels.add(channel=CHANNELS[at])
+                    for step, count, total in detector_inputs.steps(window.inputs[at]):
+                        column.steps.append(step)
+                        column.counts.append(count)
+                        column.sums.append(total)
+        return query_pb2.QueryResult(list_detector_inputs=answer)
+
+    def _keys(self, timeline_id: str, classroom_id: str, from_key: Key) -> list[Key]:
+        """Students in apps whose classroom this was last, from a key on, sorted."""
+        found: set[Key] = set()
+        timeline = self._timelines.get(timeline_id)
+        if timeline is not None:
+            found.update(timeline.classrooms.get(classroom_id, ()))
+        past = self._histories.get(timeline_id)
+        if past is not None:
+            windows = timeline.windows if timeline is not None else {}
+            found.update(
+                key
+                for key, history in past.keys.items()
+                if history.classroom_id == classroom_id and key not in windows
+            )
+        return sorted([key for key in found if key >= from_key])
 
     def _windows(
         self, timeline_id: str, key: Key, clock_ms: int, after_ms: int

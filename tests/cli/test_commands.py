@@ -301,6 +301,22 @@ def test_an_alert_is_snoozed_and_answered(gaia: Gaia) -> None:
     assert (listed["state"], listed["interventions"]) == ("ALERT_STATE_ACKNOWLEDGED", 1)
 
 
+def test_the_past_is_computed_again_with_other_settings(gaia: Gaia) -> None:
+    publish_errors(gaia, "cli-class-4", "cli-hal")
+    replay = ("alerts", "replay", "--classroom", "cli-class-4", "--since", "1h")
+    told = gaia(*replay)[1]
+    assert told == "1 alerts with the settings as they are, 1 with these\nnothing differs\n"
+    changes = ("--set", "alert.repeated_errors=9", "--set", "alert.excessive_errors=10")
+    table = gaia(*replay, *changes)[1]
+    assert re.search(r"^gone +.* cli-hal +math +excessive_errors high +-$", table, re.M)
+    found = json.loads(gaia(*replay, *changes, "--json")[1])
+    assert (found["alertsBefore"], found["alertsAfter"]) == (1, 0)
+    assert gaia(*replay, "--set", "alert.none=1")[0] == 1
+    assert gaia(*replay, "--set", "nonsense")[0] == 2
+    empty = gaia("alerts", "replay", "--classroom", "nowhere")[1]
+    assert empty.startswith("0 alerts")
+
+
 def test_operational_alerts_are_a_list_of_their_own(gaia: Gaia) -> None:
     task_id = gaia("tasks", "enqueue", "cli.dead")[1].split()[0]
     assert gaia("tasks", "enqueue", "cli.report", "--after", task_id)[0] == 0

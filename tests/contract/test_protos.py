@@ -28,7 +28,8 @@ RPCS = {
         "PutClassroom GetClassroom ListClassrooms DeleteStudentData"
     ),
     "gaia.metrics.v1.MetricsService": (
-        "PublishMetrics *StreamMetrics* GetAggregate ListAggregates GetHistory WatchClassroom*"
+        "PublishMetrics *StreamMetrics* GetAggregate ListAggregates GetHistory "
+        "ListDetectorInputs WatchClassroom*"
     ),
     "gaia.alert.v1.AlertService": (
         "SubscribeAlerts* ListAlerts AcknowledgeAlert SnoozeAlert ResolveAlert RecordIntervention "

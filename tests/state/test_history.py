@@ -44,6 +44,10 @@ def change(lesson: Lesson, name: str, value: str) -> None:
     lesson.do(update_settings={"changes": [{"name": name, "value": value}]})
 
 
+NO_MODEL = ("detector.min_decisions", "1000")
+"""No alerts: they are kept longer than past windows, with their students."""
+
+
 def fill(lesson: Lesson, windows: int, every_ms: int = 60_000, **fields: Any) -> None:
     """One error a minute, for so many windows."""
     for _ in range(windows * WINDOW_MS // every_ms):
@@ -244,7 +248,7 @@ def test_an_idle_student_is_packed_before_the_window_goes() -> None:
 
 
 def test_windows_go_after_their_time_also_where_nothing_comes_any_more() -> None:
-    lesson = Lesson(("metrics.history_retention", "1h"))
+    lesson = Lesson(("metrics.history_retention", "1h"), NO_MODEL)
     fill(lesson, 4, source_id="tablet")
     lesson.advance(timelines.WINDOW_IDLE_MS + 1)
     lesson.publish([("hint", 1, lesson.now_ms)], student="bo", timeline_id="t")
@@ -329,7 +333,7 @@ def test_the_oldest_windows_of_all_students_go_where_memory_is_full(
 
 
 def test_a_timeline_takes_its_past_along() -> None:
-    lesson = Lesson()
+    lesson = Lesson(NO_MODEL)
     fill(lesson, 4, student="zoe", source_id="tablet", timeline_id="t")
     assert past(lesson, student_id="zoe", timeline_id="t")
     assert b"zoe" in whole_snapshot(lesson.machine)

@@ -58,6 +58,7 @@ class Query(_message.Message):
     LIST_LOCKS_FIELD_NUMBER: _builtins.int
     LIST_TASK_POLICIES_FIELD_NUMBER: _builtins.int
     DETECTOR_INPUTS_FIELD_NUMBER: _builtins.int
+    LIST_DETECTOR_INPUTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def get_session(self) -> _session_pb2.GetSessionRequest:
         """One session."""
@@ -154,6 +155,10 @@ class Query(_message.Message):
     def detector_inputs(self) -> Global___DetectorInputsQuery:
         """What the detector saw."""
 
+    @_builtins.property
+    def list_detector_inputs(self) -> _metrics_pb2.ListDetectorInputsRequest:
+        """What the detector saw of a classroom."""
+
     def __init__(
         self,
         *,
@@ -181,12 +186,13 @@ class Query(_message.Message):
         list_locks: _lock_pb2.ListLocksRequest | None = ...,
         list_task_policies: _task_pb2.ListTaskPoliciesRequest | None = ...,
         detector_inputs: Global___DetectorInputsQuery | None = ...,
+        list_detector_inputs: _metrics_pb2.ListDetectorInputsRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "detector_inputs", b"detector_inputs", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_task_policies", b"list_task_policies", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "detector_inputs", b"detector_inputs", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_detector_inputs", b"list_detector_inputs", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_task_policies", b"list_task_policies", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "detector_inputs", b"detector_inputs", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_task_policies", b"list_task_policies", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "detector_inputs", b"detector_inputs", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_detector_inputs", b"list_detector_inputs", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_task_policies", b"list_task_policies", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["get_session", "list_sessions", "score_sessions", "get_task", "list_tasks", "get_queue_stats", "explain_assignment", "claim_wait", "get_aggregate", "list_aggregates", "get_history", "list_alerts", "alert_events", "list_interventions", "get_lock", "get_classroom", "list_classrooms", "get_settings", "watch_sessions", "watch_tasks", "lock_wait", "list_locks", "list_task_policies", "detector_inputs"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["get_session", "list_sessions", "score_sessions", "get_task", "list_tasks", "get_queue_stats", "explain_assignment", "claim_wait", "get_aggregate", "list_aggregates", "get_history", "list_alerts", "alert_events", "list_interventions", "get_lock", "get_classroom", "list_classrooms", "get_settings", "watch_sessions", "watch_tasks", "lock_wait", "list_locks", "list_task_policies", "detector_inputs", "list_detector_inputs"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -711,6 +717,7 @@ class QueryResult(_message.Message):
     LIST_LOCKS_FIELD_NUMBER: _builtins.int
     LIST_TASK_POLICIES_FIELD_NUMBER: _builtins.int
     DETECTOR_INPUTS_FIELD_NUMBER: _builtins.int
+    LIST_DETECTOR_INPUTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def refusal(self) -> _command_pb2.Refusal:
         """The query was refused."""
@@ -811,6 +818,10 @@ class QueryResult(_message.Message):
     def detector_inputs(self) -> Global___DetectorInputsResult:
         """What the detector saw."""
 
+    @_builtins.property
+    def list_detector_inputs(self) -> _metrics_pb2.ListDetectorInputsResponse:
+        """What the detector saw of a classroom."""
+
     def __init__(
         self,
         *,
@@ -839,12 +850,13 @@ class QueryResult(_message.Message):
         list_locks: _lock_pb2.ListLocksResponse | None = ...,
         list_task_policies: _task_pb2.ListTaskPoliciesResponse | None = ...,
         detector_inputs: Global___DetectorInputsResult | None = ...,
+        list_detector_inputs: _metrics_pb2.ListDetectorInputsResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "detector_inputs", b"detector_inputs", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_task_policies", b"list_task_policies", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "refusal", b"refusal", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "detector_inputs", b"detector_inputs", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_detector_inputs", b"list_detector_inputs", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_task_policies", b"list_task_policies", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "refusal", b"refusal", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "detector_inputs", b"detector_inputs", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_task_policies", b"list_task_policies", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "refusal", b"refusal", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_events", b"alert_events", "body", b"body", "claim_wait", b"claim_wait", "detector_inputs", b"detector_inputs", "explain_assignment", b"explain_assignment", "get_aggregate", b"get_aggregate", "get_classroom", b"get_classroom", "get_history", b"get_history", "get_lock", b"get_lock", "get_queue_stats", b"get_queue_stats", "get_session", b"get_session", "get_settings", b"get_settings", "get_task", b"get_task", "list_aggregates", b"list_aggregates", "list_alerts", b"list_alerts", "list_classrooms", b"list_classrooms", "list_detector_inputs", b"list_detector_inputs", "list_interventions", b"list_interventions", "list_locks", b"list_locks", "list_sessions", b"list_sessions", "list_task_policies", b"list_task_policies", "list_tasks", b"list_tasks", "lock_wait", b"lock_wait", "refusal", b"refusal", "score_sessions", b"score_sessions", "watch_sessions", b"watch_sessions", "watch_tasks", b"watch_tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["refusal", "get_session", "list_sessions", "score_sessions", "get_task", "list_tasks", "get_queue_stats", "explain_assignment", "claim_wait", "get_aggregate", "list_aggregates", "get_history", "list_alerts", "alert_events", "list_interventions", "get_lock", "get_classroom", "list_classrooms", "get_settings", "watch_sessions", "watch_tasks", "lock_wait", "list_locks", "list_task_policies", "detector_inputs"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["refusal", "get_session", "list_sessions", "score_sessions", "get_task", "list_tasks", "get_queue_stats", "explain_assignment", "claim_wait", "get_aggregate", "list_aggregates", "get_history", "list_alerts", "alert_events", "list_interventions", "get_lock", "get_classroom", "list_classrooms", "get_settings", "watch_sessions", "watch_tasks", "lock_wait", "list_locks", "list_task_policies", "detector_inputs", "list_detector_inputs"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 

@@ -783,6 +783,156 @@ class GetHistoryResponse(_message.Message):
 Global___GetHistoryResponse: _TypeAlias = GetHistoryResponse  # noqa: Y015
 
 @_typing.final
+class ListDetectorInputsRequest(_message.Message):
+    """ListDetectorInputsRequest names a classroom and a stretch of the past."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLASSROOM_ID_FIELD_NUMBER: _builtins.int
+    TIMELINE_ID_FIELD_NUMBER: _builtins.int
+    START_MS_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    classroom_id: _builtins.str
+    """The classroom that the students were in last; required."""
+    timeline_id: _builtins.str
+    """Timeline; empty for live metrics."""
+    start_ms: _builtins.int
+    """Begin in milliseconds: windows that end after it; 0 is as far back as is kept."""
+    page_size: _builtins.int
+    """Most windows to return, 1 to 1,000; 0 is 100."""
+    page_token: _builtins.str
+    """next_page_token of the page before; empty for the first."""
+    consistency: _common_pb2.Consistency.ValueType
+    """How fresh the answer must be."""
+    def __init__(
+        self,
+        *,
+        classroom_id: _builtins.str = ...,
+        timeline_id: _builtins.str = ...,
+        start_ms: _builtins.int = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        consistency: _common_pb2.Consistency.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classroom_id", b"classroom_id", "consistency", b"consistency", "page_size", b"page_size", "page_token", b"page_token", "start_ms", b"start_ms", "timeline_id", b"timeline_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDetectorInputsRequest: _TypeAlias = ListDetectorInputsRequest  # noqa: Y015
+
+@_typing.final
+class ListDetectorInputsResponse(_message.Message):
+    """ListDetectorInputsResponse is one page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WINDOWS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last."""
+    @_builtins.property
+    def windows(self) -> _containers.RepeatedCompositeFieldContainer[Global___DetectorInputs]:
+        """Windows with inputs by student, app and time; the last one of a student may not be over yet."""
+
+    def __init__(
+        self,
+        *,
+        windows: _abc.Iterable[Global___DetectorInputs] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "windows", b"windows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDetectorInputsResponse: _TypeAlias = ListDetectorInputsResponse  # noqa: Y015
+
+@_typing.final
+class DetectorInputs(_message.Message):
+    """DetectorInputs is what came of one student in one app in one window."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STUDENT_ID_FIELD_NUMBER: _builtins.int
+    APP_NAME_FIELD_NUMBER: _builtins.int
+    START_MS_FIELD_NUMBER: _builtins.int
+    END_MS_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    student_id: _builtins.str
+    """The student."""
+    app_name: _builtins.str
+    """The app."""
+    start_ms: _builtins.int
+    """Begin in milliseconds, not part of it."""
+    end_ms: _builtins.int
+    """End in milliseconds, part of it."""
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedCompositeFieldContainer[Global___DetectorChannel]:
+        """By channel; channels without any are absent."""
+
+    def __init__(
+        self,
+        *,
+        student_id: _builtins.str = ...,
+        app_name: _builtins.str = ...,
+        start_ms: _builtins.int = ...,
+        end_ms: _builtins.int = ...,
+        channels: _abc.Iterable[Global___DetectorChannel] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_name", b"app_name", "channels", b"channels", "end_ms", b"end_ms", "start_ms", b"start_ms", "student_id", b"student_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetectorInputs: _TypeAlias = DetectorInputs  # noqa: Y015
+
+@_typing.final
+class DetectorChannel(_message.Message):
+    """DetectorChannel is one channel; the three columns are equally long."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    SUMS_FIELD_NUMBER: _builtins.int
+    channel: _builtins.str
+    """Name of the channel."""
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Steps that have something, ascending: step k is 5,000 k < t <= 5,000 (k + 1)."""
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Measurements in each."""
+
+    @_builtins.property
+    def sums(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Sum in each: millionths; of response_time, 1/64 of log2 of the value in millionths."""
+
+    def __init__(
+        self,
+        *,
+        channel: _builtins.str = ...,
+        steps: _abc.Iterable[_builtins.int] | None = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+        sums: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "counts", b"counts", "steps", b"steps", "sums", b"sums"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetectorChannel: _TypeAlias = DetectorChannel  # noqa: Y015
+
+@_typing.final
 class HistoryWindow(_message.Message):
     """HistoryWindow is one tumbling window. It is closed one window length after its end: until then
     metrics that are on time may still come into it.

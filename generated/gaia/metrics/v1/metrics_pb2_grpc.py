@@ -64,6 +64,11 @@ class MetricsServiceStub(object):
                 request_serializer=gaia_dot_metrics_dot_v1_dot_metrics__pb2.GetHistoryRequest.SerializeToString,
                 response_deserializer=gaia_dot_metrics_dot_v1_dot_metrics__pb2.GetHistoryResponse.FromString,
                 _registered_method=True)
+        self.ListDetectorInputs = channel.unary_unary(
+                '/gaia.metrics.v1.MetricsService/ListDetectorInputs',
+                request_serializer=gaia_dot_metrics_dot_v1_dot_metrics__pb2.ListDetectorInputsRequest.SerializeToString,
+                response_deserializer=gaia_dot_metrics_dot_v1_dot_metrics__pb2.ListDetectorInputsResponse.FromString,
+                _registered_method=True)
         self.WatchClassroom = channel.unary_stream(
                 '/gaia.metrics.v1.MetricsService/WatchClassroom',
                 request_serializer=gaia_dot_metrics_dot_v1_dot_metrics__pb2.WatchClassroomRequest.SerializeToString,
@@ -121,6 +126,14 @@ class MetricsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDetectorInputs(self, request, context):
+        """ListDetectorInputs reads what the detector saw of a classroom, in steps of 5 s, for as long as
+        history is kept: whoever asks "what if" computes alerts from it (`gaia alerts replay`).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchClassroom(self, request, context):
         """WatchClassroom sends the windows of a classroom on change, and at least every 5 s.
         """
@@ -155,6 +168,11 @@ def add_MetricsServiceServicer_to_server(servicer, server):
                     servicer.GetHistory,
                     request_deserializer=gaia_dot_metrics_dot_v1_dot_metrics__pb2.GetHistoryRequest.FromString,
                     response_serializer=gaia_dot_metrics_dot_v1_dot_metrics__pb2.GetHistoryResponse.SerializeToString,
+            ),
+            'ListDetectorInputs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDetectorInputs,
+                    request_deserializer=gaia_dot_metrics_dot_v1_dot_metrics__pb2.ListDetectorInputsRequest.FromString,
+                    response_serializer=gaia_dot_metrics_dot_v1_dot_metrics__pb2.ListDetectorInputsResponse.SerializeToString,
             ),
             'WatchClassroom': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchClassroom,
@@ -302,6 +320,33 @@ class MetricsService(object):
             '/gaia.metrics.v1.MetricsService/GetHistory',
             gaia_dot_metrics_dot_v1_dot_metrics__pb2.GetHistoryRequest.SerializeToString,
             gaia_dot_metrics_dot_v1_dot_metrics__pb2.GetHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDetectorInputs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gaia.metrics.v1.MetricsService/ListDetectorInputs',
+            gaia_dot_metrics_dot_v1_dot_metrics__pb2.ListDetectorInputsRequest.SerializeToString,
+            gaia_dot_metrics_dot_v1_dot_metrics__pb2.ListDetectorInputsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,6 +57,10 @@ class MetricsServiceStub:
     it from its end on, and where nothing was measured there is none. FAILED_PRECONDITION in a
     cluster below feature level 3.
     """
+    ListDetectorInputs: _grpc.UnaryUnaryMultiCallable[_metrics_pb2.ListDetectorInputsRequest, _metrics_pb2.ListDetectorInputsResponse]
+    """ListDetectorInputs reads what the detector saw of a classroom, in steps of 5 s, for as long as
+    history is kept: whoever asks "what if" computes alerts from it (`gaia alerts replay`).
+    """
     WatchClassroom: _grpc.UnaryStreamMultiCallable[_metrics_pb2.WatchClassroomRequest, _metrics_pb2.WatchClassroomResponse]
     """WatchClassroom sends the windows of a classroom on change, and at least every 5 s."""
 
@@ -88,6 +92,10 @@ class MetricsServiceAsyncStub(MetricsServiceStub):
     metrics.history_retention (8 h), or as metrics.type_retention says of a type. A window stands in
     it from its end on, and where nothing was measured there is none. FAILED_PRECONDITION in a
     cluster below feature level 3.
+    """
+    ListDetectorInputs: _aio.UnaryUnaryMultiCallable[_metrics_pb2.ListDetectorInputsRequest, _metrics_pb2.ListDetectorInputsResponse]  # type: ignore[assignment]
+    """ListDetectorInputs reads what the detector saw of a classroom, in steps of 5 s, for as long as
+    history is kept: whoever asks "what if" computes alerts from it (`gaia alerts replay`).
     """
     WatchClassroom: _aio.UnaryStreamMultiCallable[_metrics_pb2.WatchClassroomRequest, _metrics_pb2.WatchClassroomResponse]  # type: ignore[assignment]
     """WatchClassroom sends the windows of a classroom on change, and at least every 5 s."""
@@ -142,6 +150,15 @@ class MetricsServiceServicer:
         metrics.history_retention (8 h), or as metrics.type_retention says of a type. A window stands in
         it from its end on, and where nothing was measured there is none. FAILED_PRECONDITION in a
         cluster below feature level 3.
+        """
+
+    def ListDetectorInputs(
+        self,
+        request: _metrics_pb2.ListDetectorInputsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metrics_pb2.ListDetectorInputsResponse, _abc.Awaitable[_metrics_pb2.ListDetectorInputsResponse]]:
+        """ListDetectorInputs reads what the detector saw of a classroom, in steps of 5 s, for as long as
+        history is kept: whoever asks "what if" computes alerts from it (`gaia alerts replay`).
         """
 
     def WatchClassroom(
