@@ -9,11 +9,9 @@ import numpy as np
 from gaia_grpc.errors import ConfigError
 from gaia_grpc.evaluation.fitting import fit_model
 from gaia_grpc.evaluation.live_window import BASE_RATE, LEVEL
-from gaia_grpc.evaluation.points import columns, labelled, read_logs, walk
+from gaia_grpc.evaluation.points import columns, labelled, read_logs, reference_detector, walk
 from gaia_grpc.state import models
 from gaia_grpc.state.models.form import Model
-from gaia_grpc.state.settings import Settings
-from gaia_grpc.state.struggle import Detector
 
 VERSION = "math-1"
 BINS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
@@ -36,7 +34,7 @@ from gaia_grpc.state.models.form import Model, Weight
 
 def fitted(folder: Path) -> tuple[Model, str]:
     """The model of all students, and its module."""
-    detector = Detector(Settings())
+    detector = reference_detector()
     moments = [
         moment for name, log in read_logs(folder).items() for moment in walk(name, log, detector)
     ]

@@ -13,7 +13,15 @@ from typing import NamedTuple
 import numpy as np
 
 from gaia_grpc.evaluation.fitting import fit_model
-from gaia_grpc.evaluation.points import GRID_MS, Log, Moment, columns, labelled, walk
+from gaia_grpc.evaluation.points import (
+    GRID_MS,
+    Log,
+    Moment,
+    columns,
+    labelled,
+    reference_detector,
+    walk,
+)
 from gaia_grpc.evaluation.scores import Interval, bootstrap
 from gaia_grpc.state.models import MODELS
 from gaia_grpc.state.settings import Settings
@@ -35,7 +43,7 @@ LEVEL = 3
 def judge_left_out(logs: Mapping[str, Log], *, min_steps: int) -> dict[str, list[Moment]]:
     """Each student's moments under a model of the others."""
     settings = Settings()
-    detector = Detector(settings)
+    detector = reference_detector()
     plain = {
         name: list(walk(name, log, detector, min_steps=min_steps)) for name, log in logs.items()
     }

@@ -19,7 +19,9 @@ import numpy as np
 from gaia_grpc.classroom.recordings import RecordedMetric, RecordingFormat, read_recording
 from gaia_grpc.evaluation.data import COGNITIVE_TUTOR, count, rows, time_ms
 from gaia_grpc.state.features import FEATURES, WINDOW_MS, Reading
+from gaia_grpc.state.models import MODELS
 from gaia_grpc.state.packing import MICRO
+from gaia_grpc.state.settings import Settings
 from gaia_grpc.state.struggle import Detector, Estimate
 from gaia_grpc.state.windows import StudentWindow
 
@@ -28,6 +30,12 @@ GRID_MS = 20_000
 MIN_STEPS = 10
 BAD_RATE, BAD_SHARE = 1.5, 0.4
 ORIGINAL_HESITATION_MS = 30_000
+
+
+def reference_detector() -> Detector:
+    """Collects what models are fitted to; not by the shipped model, or a fit would depend on the
+    one before (where a pace is absent, the long-run level takes the cohort's)."""
+    return Detector(Settings(), {**MODELS, "math-1": MODELS["default-1"]})
 
 
 class Step(NamedTuple):

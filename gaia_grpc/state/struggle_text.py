@@ -31,6 +31,7 @@ RELIABLE_FROM: Final = 30
 """Cases from which on a share of them is told."""
 LONG_MS: Final = 60_000
 _GROUP_OF: Final = {feature.name: feature.group for feature in FEATURES}
+_PLACE_OF: Final = {feature.name: at for at, feature in enumerate(FEATURES)}
 _FAILURES: Final = ("error_rate", "error_rate_1min", "wrong_of_last_10")
 
 
@@ -69,7 +70,7 @@ def describe_alert(
 
 def suggested_action(severity: int, findings: Sequence[Finding], found: Estimate) -> str:
     """What a teacher might do."""
-    dominant = max(found.parts, key=lambda part: part.contribution, default=None)
+    dominant = max(_present(found), key=lambda part: part.contribution, default=None)
     if (
         not findings
         and dominant is not None
@@ -78,6 +79,11 @@ def suggested_action(severity: int, findings: Sequence[Finding], found: Estimate
     ):
         return "technical_help"
     return "guidance" if severity >= alert_pb2.SEVERITY_HIGH else "encouragement"
+
+
+def _present(found: Estimate) -> list[Part]:
+    """The parts whose channels brought anything."""
+    return [part for part in found.parts if found.reading.coverage >> _PLACE_OF[part.feature] & 1]
 
 
 def _counted(finding: Finding) -> tuple[str, float]:
@@ -93,7 +99,7 @@ def explain(findings: Sequence[Finding], found: Estimate, pattern_window_ms: int
     """For example: 5 errors in 60 s; 9 of 12 answers wrong in 5 min (usual for this student: 3 of
     12); no correct answer for 2 min 40 s; 4 hints. Estimated chance ..."""
     words = [_finding_text(finding, pattern_window_ms) for finding in findings]
-    ranked = sorted(found.parts, key=lambda part: -part.contribution)
+    ranked = sorted(_present(found), key=lambda part: -part.contribution)
     shown = [part for part in ranked if part.contribution > SHOWN_FROM][:SHOWN_PARTS]
     if found.reading.wrong > 0 and not any(part.feature in _FAILURES for part in shown):
         shown = [part for part in found.parts if part.feature == "error_rate"] + shown
