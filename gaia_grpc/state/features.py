@@ -154,9 +154,10 @@ _SUMS: Final = _sums()
 _PASSIVE: Final = frozenset({*IDLE_TYPES, "blur"})
 
 
-def read(window: StudentWindow, end_ms: int) -> Reading:
-    """The window of 5 minutes that ends at `end_ms`."""
-    five, one = [0] * _TOTALS, [0] * _TOTALS
+def _add_up(
+    window: StudentWindow, end_ms: int, five: list[int], one: list[int]
+) -> tuple[int | None, int | None]:
+    """Adds the totals of 5 minutes and of one; returns the first and last time of activity."""
     start_ms = end_ms - WINDOW_MS
     newest_ms = oldest_ms = None
     for metric_type, series in window.series.items():
@@ -186,6 +187,14 @@ def read(window: StudentWindow, end_ms: int) -> Reading:
                     rolling = window.rolling[key] = RollingSum(weights)
                 amount = rolling.over(series, end_ms - length_ms, end_ms)
                 (five if length_ms == WINDOW_MS else one)[total] += amount
+    return oldest_ms, newest_ms
+
+
+def read(window: StudentWindow, end_ms: int) -> Reading:
+    """The window of 5 minutes that ends at `end_ms`."""
+    five, one = [0] * _TOTALS, [0] * _TOTALS
+    oldest_ms, newest_ms = _add_up(window, end_ms, five, one)
+    start_ms = end_ms - WINDOW_MS
     active = newest_ms is not None and end_ms - newest_ms <= ACTIVE_MS
     wrong, right, hints = five[WRONG] / MICRO, five[RIGHT] / MICRO, five[HINTS] / MICRO
     decisions = wrong + right
