@@ -98,7 +98,8 @@ async def test_alert_subscribers_by_teacher_get_their_classrooms(
     index = (await client3.classrooms.put("t-two", teacher_ids=["t-both"])).applied_index
     assert await cluster3.aio.wait_applied_equal() >= index
     listeners = [
-        client3.alerts.listen(teacher_id="t-both", address=address)
+        # Not by progress: the event itself wakes the stream.
+        client3.alerts.listen(teacher_id="t-both", address=address, progress_interval=30)
         for address in cluster3.addresses
     ]
     async with listeners[0], listeners[1], listeners[2]:
@@ -185,11 +186,17 @@ async def test_alert_events_that_are_trimmed_are_told_with_the_oldest(
     """Also to a subscriber that was connected all the time and did not read: never a gap."""
     settings = {"alert.retained_events": "50"}
     cluster = await asyncio.to_thread(lambda: gaia_cluster(3, settings=settings))
-    async with cluster.client() as client:
+    everything = alert_pb2.SubscribeAlertsRequest(after_sequence=0)
+    async with cluster.client() as client, stalled(cluster.addresses[1], everything, 1) as [slow]:
         await frustrate(client, ["early"], "t-room")
-        for round_number in range(3):
-            await frustrate(client, [f"t-{round_number}-{n}" for n in range(30)], "t-room")
+        for round_number in range(10):
+            await frustrate(client, [f"t-{round_number}-{n}" for n in range(40)], "t-room")
         newest = await newest_sequence(client)
+        async with asyncio.timeout(20):
+            seen = await sequences(aiter(slow))
+        assert seen == list(range(1, len(seen) + 1))
+        assert len(seen) < newest - 50
+        assert await slow.code() is grpc.StatusCode.OUT_OF_RANGE
         await cluster.aio.wait_applied_equal()
         for address in cluster.addresses:
             with pytest.raises(OutOfRangeError) as failure:
