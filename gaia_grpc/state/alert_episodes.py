@@ -283,7 +283,7 @@ class AlertEpisodes:
             if window is not None and target.key[3] != STRUGGLE_GROUP:
                 findings = self._standing(timeline, key, window, target)
             self._rewrite(record, target, findings, estimate, wanted)
-        elif severity >= MEDIUM:
+        elif severity >= MEDIUM and record.state == alert_pb2.ALERT_STATE_OPEN:
             alert = record.message()
             if not alert.pushed and not record.push_wait:
                 self._care.push(record, alert)

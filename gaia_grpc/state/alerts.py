@@ -106,6 +106,7 @@ class AlertsTable:
         self._episodes.end_timeline(timeline)
         self._model.end_timeline(timeline.timeline_id)
         self._care.end_timeline(timeline.timeline_id)
+        self._interventions.end_timeline(timeline.timeline_id)
         self._agenda.forget_timeline(timeline.timeline_id)
 
     # --- commands

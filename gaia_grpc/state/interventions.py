@@ -78,6 +78,8 @@ class Interventions:
         self.last_number = 0
         self._oldest = 1
         """No kept one has a lower number."""
+        self._pending: dict[str, dict[int, None]] = {}
+        """By timeline: those whose window after is not over."""
         self._frozen = FrozenInOrder(self._records, _encode)
         agenda.register(TIMER, self._due)
         self.commands: Mapping[str, CommandHandler] = {"record_intervention": self.record}
@@ -182,7 +184,7 @@ class Interventions:
             return
         self._frozen.changing(number)
         del self._records[number]
-        self._agenda.set(record.message().timeline_id, TIMER, number, None)
+        self._set_over(record.message().timeline_id, number)
 
     def forget_student(self, student_id: str) -> int:
         """Removes a student's interventions; returns how many."""
@@ -199,6 +201,18 @@ class Interventions:
         if found.HasField("before") and not found.HasField("after"):
             due_ms = 2 * found.before.end_ms - found.before.start_ms
             self._agenda.set(found.timeline_id, TIMER, number, due_ms)
+            self._pending.setdefault(found.timeline_id, {})[number] = None
+
+    def _set_over(self, timeline_id: str, number: int) -> None:
+        self._agenda.set(timeline_id, TIMER, number, None)
+        pending = self._pending.get(timeline_id)
+        if pending is not None and pending.pop(number, 0) is None and not pending:
+            del self._pending[timeline_id]
+
+    def end_timeline(self, timeline_id: str) -> None:
+        """A timeline is forgotten: nothing more comes in the windows after."""
+        for number in sorted(self._pending.get(timeline_id, ())):
+            self._due(timeline_id, number, 0)
 
     def _due(self, timeline_id: str, key: int | str, now_ms: int) -> None:
         del now_ms
@@ -216,6 +230,7 @@ class Interventions:
         else:
             self._look(found.after, window, found.app_name, end_ms, length_ms)
         self._keep(int(key), found)
+        self._set_over(timeline_id, int(key))
 
     # --- queries
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from gaia.alert.v1 import alert_pb2
 
+from gaia_grpc.state.timelines import TIMELINE_IDLE_MS
 from tests.state.lessons import ROOM, Lesson
 from tests.state.snapshot_checks import check_equal, check_restored, restored, whole
 
@@ -323,6 +324,24 @@ def test_what_makes_no_sense_is_refused() -> None:
     unknown = lesson.refuse(record_intervention={**good, "alert_id": "alert-9"})
     assert unknown.reason == "NOT_FOUND"
     assert interventions(lesson) == []
+
+
+def test_a_recording_that_is_forgotten_ends_the_windows_after() -> None:
+    lesson = lesson_of()
+    at = {"timeline_id": "t", "sent_at_ms": 100_000}
+    lesson.errors(*FIVE, **at)
+    intervene(lesson, app_name="reading", timeline_id="t")
+    lesson.advance(TIMELINE_IDLE_MS)
+    lesson.publish([("a", 1, lesson.now_ms)], student="bea")
+    begin_at = len(lesson.entries)
+    (found,) = interventions(lesson)
+    assert found.HasField("after")
+    assert found.after.decisions == 0
+    # The same name again is another recording.
+    lesson.errors(*FIVE, **at)
+    lesson.publish([("a", 1, 900_000)], timeline_id="t", sent_at_ms=900_000)
+    assert interventions(lesson) == [found]
+    check_restored(lesson.entries, begin_at)
 
 
 def test_only_so_many_interventions_are_kept() -> None:

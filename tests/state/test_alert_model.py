@@ -85,6 +85,26 @@ def test_it_holds_a_patterns_alert_and_opens_none_beside_it() -> None:
     assert alert.state == RESOLVED
 
 
+def test_the_model_pushes_what_stood_on_the_board_unless_a_teacher_saw_it() -> None:
+    for seen in (False, True):
+        lesson = Lesson(
+            ("detector.low_exit", "0.005"), ("detector.low_enter", "0.01"),
+            ("detector.medium_exit", "0.01"), ("detector.medium_enter", "0.02"),
+            ("detector.high_enter", "0.99"), ("detector.critical_enter", "1"),
+            ("detector.unresolved_after", "1d"), ("alert.acknowledged_mute", "0ms"),
+        )  # fmt: skip
+        lesson.publish([("correct", 1, lesson.now_ms - 100_000 - at) for at in range(12)])
+        lesson.errors(20, 10, 0)
+        (alert,) = lesson.alerts()
+        assert not alert.pushed
+        if seen:
+            lesson.do(acknowledge_alert={"alert_id": alert.alert_id, "teacher_id": "t"})
+        for _ in range(4):
+            lesson.advance(5_000)
+            lesson.publish([("correct", 1, lesson.now_ms)])
+        assert [event.pushed for event in lesson.events().events].count(True) == (not seen)
+
+
 def test_a_restored_machine_looks_again_at_the_same_times() -> None:
     lesson = Lesson(*NO_PATTERNS)
     struggle(lesson, 120)
