@@ -57,7 +57,7 @@ async def test_a_roster_is_put_read_and_replaced(peer: ServedPeer) -> None:
     assert answer.classroom.teacher_ids == ["jo", "kim"]
     assert await get(peer) == answer.classroom
     replaced = await put(peer, student_ids=["eve"])
-    assert (replaced.classroom.name, replaced.classroom.teacher_ids) == ("", [])
+    assert (replaced.classroom.name, list(replaced.classroom.teacher_ids)) == ("", [])
     assert (await listed(peer)).classrooms == [replaced.classroom]
     assert (await listed(peer, teacher_id="kim")).classrooms == []
     failure = await failure_of(get(peer, "6a"))
@@ -115,10 +115,10 @@ async def test_a_deletion_reaches_watchers_of_windows_and_alerts(peer: ServedPee
     for student_id in ("ana", "ben"):
         await publish(peer, student_id, 5)
     await put(peer, student_ids=["ana", "ben"])
-    watch = peer.metrics.WatchClassroom(
+    watch: Any = peer.metrics.WatchClassroom(
         metrics_pb2.WatchClassroomRequest(classroom_id="5b", interval_ms=60_000)
     )
-    alerts = peer.alerts.SubscribeAlerts(
+    alerts: Any = peer.alerts.SubscribeAlerts(
         alert_pb2.SubscribeAlertsRequest(
             after_sequence=0, filter=alert_pb2.AlertFilter(classroom_id="5b")
         )

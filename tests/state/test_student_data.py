@@ -205,8 +205,8 @@ def busy(seed: int) -> Lesson:
             lesson.apply_fields(**{name: body}, request_id=f"r{step}")
         elif kind < 0.3:
             members = sorted({f"s{source.randrange(4)}" for _ in range(3)})
-            body = {"classroom_id": source.choice("ab"), "student_ids": members}
-            lesson.apply_fields(put_classroom=body, request_id=f"r{step}")
+            roster = {"classroom_id": source.choice("ab"), "student_ids": members}
+            lesson.apply_fields(put_classroom=roster, request_id=f"r{step}")
         else:
             timeline = source.choice(["", "", "t", "u"])
             ages = [source.randrange(40) for _ in range(source.randrange(1, 6))]
