@@ -49,6 +49,7 @@ from gaia_grpc.transport.api import MemberChange, PeerTransport
 _FOUNDER_ATTEMPTS = 12
 _FOUNDER_STEP_S = 0.025
 _HANDOVER_TIMEOUT_S = 1.0
+_HANDOVER_TRIES = 3
 _THREAD_TIMEOUT_S = 0.5
 
 log = structlog.get_logger("gaia.node")
@@ -168,19 +169,28 @@ class NodeDriver:
             )
 
     async def hand_over(self) -> None:
-        """A leader that is about to stop makes the furthest follower the leader; tried once."""
+        """A leader that is about to stop makes the furthest follower the leader.
+
+        Once more where it leads again: its own election timeout may have run out meanwhile.
+        """
         peer = self.inbound.peer
         if peer is None or self._handed_over:
             return
         self._handed_over = True
-        target = furthest_reachable(self.status())
-        if peer.engine.stopped or target is None:
-            return
-        try:
-            await self.transfer_leadership(target, timeout_s=_HANDOVER_TIMEOUT_S)
-            log.info("handed_over", to=target)
-        except GaiaError as error:
-            log.warning("handover_failed", message=error.message)
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + _HANDOVER_TIMEOUT_S
+        for _ in range(_HANDOVER_TRIES):
+            target = furthest_reachable(self.status())
+            remaining_s = deadline_s - loop.time()
+            if peer.engine.stopped or target is None or remaining_s <= 0:
+                return
+            try:
+                await self.transfer_leadership(target, timeout_s=remaining_s)
+            except GaiaError as error:
+                log.warning("handover_failed", message=error.message)
+            else:
+                log.info("handed_over", to=target)
+                return
 
     def _on_failed(self, error: GaiaError) -> None:
         if not self.failed.done():

@@ -137,12 +137,16 @@ class Proxy:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # A task that was cancelled before its first step has closed nothing.
+        await self.reset()
+        self._writers.clear()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._closed:  # it was being accepted while everything ended
             writer.transport.abort()
             return
         self.connections += 1
+        self._writers.add(writer)
         self._spawn(self._serve(reader, writer))
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -152,7 +156,6 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         host, _, port = self.target.rpartition(":")
-        self._writers.add(writer)
         outward: asyncio.StreamWriter | None = None
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):

@@ -90,7 +90,7 @@ def test_help_does_not_load_grpc(arguments: list[str]) -> None:
         (["bench", "--only", "nothing"], 2, "no case nothing"),
         (["serve"], 2, "--node-id (or GAIA_NODE_ID) is missing"),
         (["sessions", "list", "--health", "fine"], 2, "healthy, degraded or failed"),
-        (["tasks", "list", "--state", "odd"], 2, "there is no state 'odd'"),
+        (["tasks", "list", "--state", "odd"], 2, "'odd' is none of pending, scheduled"),
         (["classrooms", "forget-student", "ana"], 2, "can't be undone: say --yes"),
         (["web"], 1, "the web pages are not there yet"),
     ],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import time
 from array import array
 from collections.abc import Iterable
 
@@ -206,14 +205,3 @@ def test_one_evaluation_in_250_ms() -> None:
 def test_log1p_is_near_and_never_falls(value: float) -> None:
     assert log1p(value) == pytest.approx(math.log1p(value), abs=0.03)
     assert log1p(value) <= log1p(value * 1.01 + 0.001)
-
-
-def test_an_evaluation_takes_some_ten_microseconds() -> None:
-    """The bound is 50 us on a quiet machine; this one may be busy."""
-    window = window_of(answers("xoxohxoxxo" * 3))
-    taken = []
-    for at in range(200):
-        begin_s = time.perf_counter()
-        DETECTOR.evaluate(window, "math", END_MS + at)
-        taken.append(time.perf_counter() - begin_s)
-    assert min(taken) < 100e-6

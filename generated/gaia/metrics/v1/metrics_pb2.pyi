@@ -137,7 +137,8 @@ class MetricBatch(_message.Message):
     """
     timeline_id: _builtins.str
     """Empty for live metrics. A recorded log or simulation names a timeline of its own: its event
-    times are taken as they are, and its clock is the highest sent_at_ms accepted.
+    times are taken as they are, and its clock is the highest sent_at_ms accepted. The batches of
+    one request are applied in their order, so that a retry finds the same clock.
     """
     classroom_id: _builtins.str
     """Classroom of the student; may be empty."""
