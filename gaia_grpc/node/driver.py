@@ -179,11 +179,14 @@ class NodeDriver:
         self._handed_over = True
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + _HANDOVER_TIMEOUT_S
+        term = 0
         for _ in range(_HANDOVER_TRIES):
-            target = furthest_reachable(self.status())
+            status = self.status()
+            target = furthest_reachable(status)
             remaining_s = deadline_s - loop.time()
-            if peer.engine.stopped or target is None or remaining_s <= 0:
+            if peer.engine.stopped or target is None or remaining_s <= 0 or status.term == term:
                 return
+            term = status.term
             try:
                 await self.transfer_leadership(target, timeout_s=remaining_s)
             except GaiaError as error:

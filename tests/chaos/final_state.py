@@ -38,13 +38,17 @@ class FinalState:
     tasks: dict[str, list[task_pb2.Task]] = field(default_factory=dict)
     students: dict[str, dict[str, StudentTotals]] = field(default_factory=dict)
     events: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict)
+    """Of students' alerts."""
+    operational: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict)
+    """Of alerts about the cluster: they have their places in the one order too."""
     hashes: dict[str, str] = field(default_factory=dict)
     hash_index: int = 0
 
     def cut_events(self, newest: int) -> None:
         """Forgets events after `newest`: time goes on, and with it alerts end."""
-        for node_id, events in self.events.items():
-            self.events[node_id] = [event for event in events if event[0] <= newest]
+        for kind in (self.events, self.operational):
+            for node_id, events in kind.items():
+                kind[node_id] = [event for event in events if event[0] <= newest]
 
 
 async def read_final_state(cluster: Cluster) -> FinalState:
@@ -58,8 +62,11 @@ async def read_final_state(cluster: Cluster) -> FinalState:
         async with grpc.aio.insecure_channel(cluster.address(node_id), options=OPTIONS) as channel:
             final.tasks[node_id] = await _tasks(TaskServiceStub(channel))
             final.students[node_id] = await _students(MetricsServiceStub(channel))
-            final.events[node_id] = await _events(AlertServiceStub(channel), newest)
-            newest = newest or len(final.events[node_id])
+            alerts = AlertServiceStub(channel)
+            students, operational = alert_pb2.ALERT_KIND_STUDENT, alert_pb2.ALERT_KIND_OPERATIONAL
+            final.events[node_id], through = await _events(alerts, newest, students)
+            newest = newest or through
+            final.operational[node_id], _ = await _events(alerts, newest, operational)
     final.cut_events(newest)
     return final
 
@@ -101,13 +108,19 @@ async def _students(stub: MetricsServiceAsyncStub) -> dict[str, StudentTotals]:
         request.page_token = page.next_page_token
 
 
-async def _events(stub: AlertServiceAsyncStub, newest: int) -> list[tuple[int, bytes]]:
-    """All events up to `newest`; 0 takes those that are there now."""
+async def _events(
+    stub: AlertServiceAsyncStub, newest: int, kind: alert_pb2.AlertKind.ValueType
+) -> tuple[list[tuple[int, bytes]], int]:
+    """All events up to `newest` and how far that is; 0 takes those that are there now."""
     found: list[tuple[int, bytes]] = []
-    request = alert_pb2.SubscribeAlertsRequest(after_sequence=0, progress_interval_ms=200)
+    through = 0
+    request = alert_pb2.SubscribeAlertsRequest(
+        after_sequence=0, progress_interval_ms=200, filter=alert_pb2.AlertFilter(kind=kind)
+    )
     stream = stub.SubscribeAlerts(request, timeout=TIMEOUT_S)
     first = True
     async for message in stream:
+        through = message.through_sequence
         if message.HasField("event"):
             found.append((message.event.sequence, message.event.SerializeToString()))
         elif not first and message.through_sequence >= newest:
@@ -116,4 +129,4 @@ async def _events(stub: AlertServiceAsyncStub, newest: int) -> list[tuple[int, b
         if newest and message.through_sequence >= newest:
             break
     stream.cancel()
-    return found
+    return found, through

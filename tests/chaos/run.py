@@ -329,7 +329,7 @@ class Run:
             check_once(history, tasks),
             check_intervals(tasks),
             check_tokens(history),
-            check_streams([one.received for one in listeners], final.events),
+            check_streams([one.received for one in listeners], final.events, final.operational),
             check_metrics(history.of("publish_metrics"), final.students),
             check_availability(history, nemesis.health),
             check_hygiene(logs, self._open_files, self._memory),

@@ -423,6 +423,9 @@ def test_a_stream_that_misses_repeats_or_changes_events_is_found(
 def test_events_that_differ_between_peers_or_have_gaps_are_found() -> None:
     fails(check_streams([], {"n1": EVENTS, "n2": EVENTS[:2]}), "n2 has other events")
     fails(check_streams([], {"n1": EVENTS[1:]}), "have gaps")
+    passes(check_streams([], {"n1": EVENTS[1:]}, {"n1": EVENTS[:1]}))
+    both = {"n1": EVENTS[1:], "n2": EVENTS[1:]}
+    fails(check_streams([], both, {"n1": EVENTS[:1]}), "n2 has other events")
     refused = Received("l1", list(EVENTS), refusals=["n1: INTERNAL"])
     fails(check_streams([refused], {"n1": EVENTS}), "INTERNAL")
 
