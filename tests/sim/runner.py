@@ -17,7 +17,7 @@ from tests.sim.simulation import Simulation
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS_FILE = Path(__file__).with_name("seeds.txt")
-DEFAULT_SEEDS = 300
+DEFAULT_SEEDS = 200
 SELF_TEST_EVERY = 100
 """Each so many seeds one runs again, here and under another PYTHONHASHSEED."""
 ENOUGH_SEEDS = 500

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from functools import cache
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 
 import pytest
@@ -80,8 +80,7 @@ def check_while_applying(name: str, first: int, records: int, expected: list[byt
     return complete + 1
 
 
-@pytest.mark.parametrize("name", LOGS)
-@pytest.mark.parametrize("records", [1, 4])
+@pytest.mark.parametrize(("name", "records"), list(zip(LOGS, cycle((1, 4)), strict=False)))
 def test_a_snapshot_taken_while_commands_are_applied_is_that_of_its_index(
     name: str, records: int
 ) -> None:
